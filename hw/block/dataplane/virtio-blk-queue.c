@@ -1,0 +1,552 @@
+/*
+ * One queue of a virtio-blk data plane
+ *
+ * Knows when to look at the ring, what to batch, and who is told about a
+ * completion.  Does not parse requests (hw/block/virtio-blk.c does), does not
+ * know ring formats (hw/virtio/dataplane/ does), and does not decide when the
+ * plane runs (virtio-blk.c in this folder does).
+ *
+ * The path of a request:
+ *
+ *   handle_notify      pops all that is there into slots of the pool, hands
+ *                      each to virtio_blk_handle_request(), submits what was
+ *                      merged once per batch
+ *   block layer        in the queue's AioContext
+ *   complete_request   pushes the used element, schedules notify_guest_bh
+ *   notify_guest_bh    publishes all that was pushed and notifies the driver
+ *                      at most once
+ *
+ * Copyright (c) 2026 the virtio-blk data plane authors
+ *
+ * SPDX-License-Identifier: GPL-2.0-or-later
+ */
+
+#include "qemu/osdep.h"
+#include "qapi/error.h"
+#include "qemu/defer-call.h"
+#include "qemu/atomic.h"
+#include "qemu/lockable.h"
+#include "block/aio-wait.h"
+#include "hw/virtio/virtio-access.h"
+#include "virtio-blk-queue.h"
+#include "trace.h"
+
+/* What a request is, as far as counting it goes */
+
+static uint32_t request_type(VirtIOBlockReq *req)
+{
+    return virtio_ldl_p(VIRTIO_DEVICE(req->dev), &req->out.type) &
+           ~VIRTIO_BLK_T_BARRIER;
+}
+
+/* Counters: one writer, so that no locked instruction is needed */
+
+static inline void stat_add(uint64_t *counter, uint64_t n)
+{
+    qatomic_set_u64(counter, *counter + n);
+}
+
+static uint64_t *stat_of_type(DataPlaneStats *stats, uint32_t type)
+{
+    switch (type) {
+    case VIRTIO_BLK_T_IN:
+        return &stats->reads;
+    case VIRTIO_BLK_T_OUT:
+        return &stats->writes;
+    case VIRTIO_BLK_T_FLUSH:
+    case VIRTIO_BLK_T_FLUSH | VIRTIO_BLK_T_OUT:
+        return &stats->flushes;
+    case VIRTIO_BLK_T_DISCARD:
+        return &stats->discards;
+    case VIRTIO_BLK_T_WRITE_ZEROES:
+        return &stats->write_zeroes;
+    default:
+        return &stats->other;
+    }
+}
+
+static void stat_completed(DataPlaneQueue *q, uint32_t type,
+                           unsigned char status)
+{
+    stat_add(stat_of_type(&q->stats, type), 1);
+    stat_add(&q->stats.completed, 1);
+    if (status != VIRTIO_BLK_S_OK) {
+        stat_add(&q->stats.errors, 1);
+    }
+}
+
+VirtioBlkDataPlaneQueueInfo *data_plane_queue_info(DataPlaneQueue *q,
+                                                   const char *iothread)
+{
+    VirtioBlkDataPlaneQueueInfo *info =
+        g_new0(VirtioBlkDataPlaneQueueInfo, 1);
+    const DataPlaneStats *stats = &q->stats;
+
+    info->queue = q->index;
+    info->iothread = g_strdup(iothread);
+    info->reads = qatomic_read_u64(&stats->reads);
+    info->writes = qatomic_read_u64(&stats->writes);
+    info->flushes = qatomic_read_u64(&stats->flushes);
+    info->discards = qatomic_read_u64(&stats->discards);
+    info->write_zeroes = qatomic_read_u64(&stats->write_zeroes);
+    info->other = qatomic_read_u64(&stats->other);
+    info->errors = qatomic_read_u64(&stats->errors);
+    info->completed = qatomic_read_u64(&stats->completed);
+    info->batches = qatomic_read_u64(&stats->batches);
+    info->kicks = qatomic_read_u64(&stats->kicks);
+    info->polled = qatomic_read_u64(&stats->polled);
+    info->notifications_sent = qatomic_read_u64(&stats->notified);
+    info->notifications_suppressed = qatomic_read_u64(&stats->suppressed);
+    info->merged = qatomic_read_u64(&stats->merged);
+    /* Released first: a request that ends meanwhile counts as in flight. */
+    info->in_flight = qatomic_read_u64(&stats->released);
+    info->in_flight = qatomic_read_u64(&stats->popped) - info->in_flight;
+    return info;
+}
+
+/* The pool */
+
+static DataPlaneReq *pool_get(DataPlaneQueue *q)
+{
+    DataPlaneReq *slot = QSLIST_FIRST(&q->pool_free);
+
+    if (likely(slot)) {
+        QSLIST_REMOVE_HEAD(&q->pool_free, next);
+        return slot;
+    }
+    /* The ring lets no more be popped than there are descriptors. */
+    assert(q->pool_used < q->pool_size);
+    slot = &q->pool[q->pool_used++];
+    vring_buffer_init(&slot->buf);
+    slot->queue = q;
+    return slot;
+}
+
+static void pool_put(DataPlaneReq *slot)
+{
+    QSLIST_INSERT_HEAD(&slot->queue->pool_free, slot, next);
+}
+
+/* VirtIOBlockReq.release of requests from the pool */
+static void release_request(VirtIOBlockReq *req)
+{
+    DataPlaneReq *slot = container_of(req, DataPlaneReq, req);
+
+    vring_buffer_release(&slot->buf);
+    stat_add(&slot->queue->stats.released, 1);
+    pool_put(slot);
+}
+
+/* NULL for a request that came in with a migration or from QEMU's own path */
+static VringBuffer *request_buffer(VirtIOBlockReq *req)
+{
+    if (req->release != release_request) {
+        return NULL;
+    }
+    return &container_of(req, DataPlaneReq, req)->buf;
+}
+
+/*
+ * A request that waited in a drained section while the device was reset: the
+ * driver has forgotten it (2.4.1).
+ */
+static bool is_stale(DataPlaneQueue *q, VirtIOBlockReq *req)
+{
+    return req->release == release_request &&
+           container_of(req, DataPlaneReq, req)->epoch != q->epoch;
+}
+
+/* Completion */
+
+static void notify_guest(DataPlaneQueue *q)
+{
+    VirtIODevice *vdev = VIRTIO_DEVICE(q->s);
+    unsigned count;
+
+    /* A device that needs a reset uses no buffers (2.1.2) */
+    if (virtio_device_disabled(vdev)) {
+        return;
+    }
+    count = vring_publish(&q->vring);
+    if (!count) {
+        return;
+    }
+    if (vring_should_notify(&q->vring)) {
+        trace_virtio_blk_data_plane_notify_guest(q->s, q->index, count);
+        stat_add(&q->stats.notified, 1);
+        /* Some drivers look at ISR with MSI-X, too: see virtio_set_isr() */
+        virtio_set_isr(vdev, 1);
+        event_notifier_set(&q->guest_notifier);
+    } else {
+        stat_add(&q->stats.suppressed, 1);
+    }
+}
+
+/* Context: BH in the queue's AioContext */
+static void notify_guest_bh(void *opaque)
+{
+    DataPlaneQueue *q = opaque;
+
+    q->notify_pending = false;
+    notify_guest(q);
+}
+
+/*
+ * How many bytes were written without a gap from the first device-writable
+ * one on (2.7.8.2).  Where nothing was written to the data part, or it is not
+ * known how much, the status byte behind it does not count.
+ */
+static uint32_t used_length(VirtIOBlockReq *req, uint32_t type,
+                            unsigned char status)
+{
+    if (req->in_len == 1) {
+        return 1;
+    }
+    if (status != VIRTIO_BLK_S_OK) {
+        return 0;
+    }
+    switch (type) {
+    case VIRTIO_BLK_T_OUT:
+    case VIRTIO_BLK_T_FLUSH:
+    case VIRTIO_BLK_T_FLUSH | VIRTIO_BLK_T_OUT:
+    case VIRTIO_BLK_T_DISCARD:
+    case VIRTIO_BLK_T_WRITE_ZEROES:
+        return 0;
+    case VIRTIO_BLK_T_GET_ID:
+        return req->in_len > VIRTIO_BLK_ID_BYTES + 1 ? VIRTIO_BLK_ID_BYTES
+                                                     : req->in_len;
+    default:
+        return req->in_len;
+    }
+}
+
+void data_plane_complete_request(VirtIOBlockReq *req, unsigned char status)
+{
+    DataPlaneQueue *q = data_plane_queue_of(req);
+    uint32_t type = request_type(req);
+
+    stat_completed(q, type, status);
+    if (unlikely(is_stale(q, req))) {
+        vring_discard(&q->vring, &req->elem);
+        return;
+    }
+    vring_push(&q->vring, &req->elem, request_buffer(req),
+               used_length(req, type, status));
+
+    /*
+     * The bottom half runs before the event loop sleeps, also in a nested
+     * loop; until then more completions may come and share the notification.
+     */
+    if (!q->notify_pending) {
+        q->notify_pending = true;
+        qemu_bh_schedule(q->notify_bh);
+    }
+}
+
+/* Submission */
+
+static void fail(DataPlaneQueue *q, int err)
+{
+    qatomic_set(&q->error, err);
+    data_plane_queue_failed(q);
+}
+
+/* Returns NULL if there is nothing to do, or the driver made a mistake */
+static VirtIOBlockReq *pop_request(DataPlaneQueue *q)
+{
+    DataPlaneReq *slot = pool_get(q);
+    int ret = vring_pop(&q->vring, &slot->req.elem, &slot->buf);
+
+    if (ret <= 0) {
+        pool_put(slot);
+        if (ret < 0) {
+            fail(q, -ret);
+        }
+        return NULL;
+    }
+    stat_add(&q->stats.popped, 1);
+    virtio_blk_init_request(q->s, q->vq, &slot->req);
+    slot->req.release = release_request;
+    slot->epoch = q->epoch;
+    return &slot->req;
+}
+
+/*
+ * Pops and hands on at most @max requests.  Returns their number; if there
+ * was a mistake the device is broken, or is going to be.
+ */
+static unsigned take_requests(DataPlaneQueue *q, MultiReqBuffer *mrb,
+                              unsigned max)
+{
+    unsigned n;
+
+    for (n = 0; n < max; n++) {
+        VirtIOBlockReq *req = pop_request(q);
+
+        if (!req) {
+            break;
+        }
+        if (virtio_blk_handle_request(req, mrb)) {
+            vring_detach(&q->vring, &req->elem, request_buffer(req));
+            virtio_blk_free_request(req);
+            break;
+        }
+    }
+    return n;
+}
+
+/*
+ * One look at the ring takes a ring's worth of requests at the most, or a
+ * driver that adds as fast as the device takes would keep the IOThread from
+ * everything else, a stop included.
+ */
+static void handle_notify(DataPlaneQueue *q)
+{
+    VirtIODevice *vdev = VIRTIO_DEVICE(q->s);
+    MultiReqBuffer mrb;
+    unsigned budget = q->vring.config.num;
+    unsigned total = 0;
+    bool more;
+
+    if (virtio_device_disabled(vdev)) {
+        return;
+    }
+    mrb.num_reqs = 0;
+    mrb.num_merged = 0;
+    vring_refresh_memory(&q->vring);
+
+    defer_call_begin();
+    do {
+        vring_disable_notification(&q->vring);
+        total += take_requests(q, &mrb, budget - total);
+        more = vring_enable_notification(&q->vring);
+    } while (more && total < budget && !virtio_device_disabled(vdev));
+
+    if (mrb.num_reqs) {
+        virtio_blk_submit_multireq(q->s, &mrb);
+    }
+    defer_call_end();
+
+    if (total) {
+        trace_virtio_blk_data_plane_batch(q->s, q->index, total,
+                                          mrb.num_merged);
+        stat_add(&q->stats.batches, 1);
+        stat_add(&q->stats.merged, mrb.num_merged);
+    }
+    if (more && !virtio_device_disabled(vdev)) {
+        event_notifier_set(&q->host_notifier);
+    }
+}
+
+static void host_notifier_read(EventNotifier *n)
+{
+    DataPlaneQueue *q = container_of(n, DataPlaneQueue, host_notifier);
+
+    if (!event_notifier_test_and_clear(n)) {
+        return;
+    }
+    stat_add(&q->stats.kicks, 1);
+    if (likely(qatomic_load_acquire(&q->active))) {
+        handle_notify(q);
+    } else {
+        data_plane_queue_enabled_late(q);
+    }
+}
+
+static bool host_notifier_poll(void *opaque)
+{
+    EventNotifier *n = opaque;
+    DataPlaneQueue *q = container_of(n, DataPlaneQueue, host_notifier);
+
+    return qatomic_load_acquire(&q->active) &&
+           !virtio_device_disabled(VIRTIO_DEVICE(q->s)) &&
+           vring_more_avail(&q->vring);
+}
+
+static void host_notifier_poll_ready(EventNotifier *n)
+{
+    DataPlaneQueue *q = container_of(n, DataPlaneQueue, host_notifier);
+
+    stat_add(&q->stats.polled, 1);
+    handle_notify(q);
+}
+
+static void host_notifier_poll_begin(EventNotifier *n)
+{
+    DataPlaneQueue *q = container_of(n, DataPlaneQueue, host_notifier);
+
+    if (qatomic_load_acquire(&q->active)) {
+        vring_disable_notification(&q->vring);
+    }
+}
+
+static void host_notifier_poll_end(EventNotifier *n)
+{
+    DataPlaneQueue *q = container_of(n, DataPlaneQueue, host_notifier);
+
+    /* The event loop polls once more after this. */
+    if (qatomic_load_acquire(&q->active)) {
+        vring_enable_notification(&q->vring);
+    }
+}
+
+/* Life */
+
+/* Context: BH in the queue's AioContext */
+static void memory_changed_bh(void *opaque)
+{
+    DataPlaneQueue *q = opaque;
+
+    if (qatomic_load_acquire(&q->active)) {
+        vring_refresh_memory(&q->vring);
+    }
+}
+
+void data_plane_queue_init(DataPlaneQueue *q, VirtIOBlockDataPlane *dp,
+                           VirtIOBlock *s, unsigned index)
+{
+    q->dp = dp;
+    q->s = s;
+    q->vq = virtio_get_queue(VIRTIO_DEVICE(s), index);
+    q->index = index;
+    q->pool_size = s->conf.queue_size;
+    /* Untouched memory costs nothing; slots are initialised at first use. */
+    q->pool = g_new(DataPlaneReq, q->pool_size);
+    QSLIST_INIT(&q->pool_free);
+}
+
+void data_plane_queue_cleanup(DataPlaneQueue *q)
+{
+    assert(!q->active);
+    assert(q->stats.popped == q->stats.released);
+    g_free(q->pool);
+}
+
+bool data_plane_queue_setup(DataPlaneQueue *q, VringMemory *mem, Error **errp)
+{
+    VirtIODevice *vdev = VIRTIO_DEVICE(q->s);
+
+    if (q->active || !virtio_queue_enabled(vdev, q->index) ||
+        !virtio_queue_get_desc_addr(vdev, q->index)) {
+        return true;
+    }
+    if (!vring_setup(&q->vring, vdev, q->index, mem, errp)) {
+        return false;
+    }
+    /* Pairs with the loads of the handlers */
+    qatomic_store_release(&q->active, true);
+    return true;
+}
+
+/*
+ * Requests may be left: those that the error policy has parked, and those
+ * that wait in the BlockBackend for somebody else's drained section to end.
+ * They leave the ring behind: afterwards they are what QEMU's own code could
+ * have popped, fit to be migrated, dropped, or completed anywhere.
+ */
+static void pin_requests(DataPlaneQueue *q)
+{
+    for (unsigned i = 0; i < q->pool_used; i++) {
+        DataPlaneReq *slot = &q->pool[i];
+
+        if (slot->buf.hold) {
+            vring_pin(&q->vring, &slot->req.elem, &slot->buf);
+        }
+    }
+}
+
+void data_plane_queue_teardown(DataPlaneQueue *q)
+{
+    if (!q->active) {
+        return;
+    }
+    pin_requests(q);
+    vring_teardown(&q->vring, VIRTIO_DEVICE(q->s), q->index);
+    q->active = false;
+}
+
+void data_plane_queue_start(DataPlaneQueue *q, AioContext *ctx)
+{
+    q->ctx = ctx;
+    q->host_notifier = *virtio_queue_get_host_notifier(q->vq);
+    q->guest_notifier = *virtio_queue_get_guest_notifier(q->vq);
+    q->notify_bh = aio_bh_new(ctx, notify_guest_bh, q);
+    q->memory_bh = aio_bh_new(ctx, memory_changed_bh, q);
+}
+
+void data_plane_queue_attach(DataPlaneQueue *q)
+{
+    aio_set_event_notifier(q->ctx, &q->host_notifier, host_notifier_read,
+                           host_notifier_poll, host_notifier_poll_ready);
+    aio_set_event_notifier_poll(q->ctx, &q->host_notifier,
+                                host_notifier_poll_begin,
+                                host_notifier_poll_end);
+    /*
+     * Kicks while nobody looked are lost.  Besides, a detach may have left
+     * notifications off if it came while the handler polled; the handler
+     * enables them in any case.
+     */
+    event_notifier_set(&q->host_notifier);
+}
+
+void data_plane_queue_detach(DataPlaneQueue *q)
+{
+    aio_set_event_notifier(q->ctx, &q->host_notifier, NULL, NULL, NULL);
+}
+
+/* Context: BH in the queue's AioContext */
+static void quiesce_bh(void *opaque)
+{
+    DataPlaneQueue *q = opaque;
+
+    data_plane_queue_detach(q);
+    /*
+     * Nobody is going to look at this kick.  What it stands for stays in the
+     * ring, and each start looks there first.
+     */
+    event_notifier_test_and_clear(&q->host_notifier);
+}
+
+void data_plane_queue_quiesce(DataPlaneQueue *q)
+{
+    aio_wait_bh_oneshot(q->ctx, quiesce_bh, q);
+}
+
+/* Context: BH in the queue's AioContext */
+static void flush_bh(void *opaque)
+{
+    DataPlaneQueue *q = opaque;
+
+    qemu_bh_delete(q->notify_bh);
+    qemu_bh_delete(q->memory_bh);
+    q->notify_bh = NULL;
+    q->memory_bh = NULL;
+    q->notify_pending = false;
+    if (q->active) {
+        notify_guest(q);
+    }
+}
+
+void data_plane_queue_flush(DataPlaneQueue *q)
+{
+    aio_wait_bh_oneshot(q->ctx, flush_bh, q);
+}
+
+void data_plane_queue_drop_parked(DataPlaneQueue *q)
+{
+    VirtIOBlockReq **link = &q->s->rq;
+
+    QEMU_LOCK_GUARD(&q->s->rq_lock);
+
+    while (*link) {
+        VirtIOBlockReq *req = *link;
+
+        if (req->vq != q->vq) {
+            link = &req->next;
+            continue;
+        }
+        *link = req->next;
+        virtqueue_detach_element(req->vq, &req->elem, 0);
+        virtio_blk_free_request(req);
+    }
+}

@@ -1,0 +1,221 @@
+/*
+ * One queue of a virtio-blk data plane
+ *
+ * Shared by the files of hw/block/dataplane; not for the device.
+ *
+ * Copyright (c) 2026 the virtio-blk data plane authors
+ *
+ * SPDX-License-Identifier: GPL-2.0-or-later
+ */
+
+#ifndef HW_BLOCK_DATAPLANE_VIRTIO_BLK_QUEUE_H
+#define HW_BLOCK_DATAPLANE_VIRTIO_BLK_QUEUE_H
+
+#include "hw/virtio/dataplane/vring.h"
+#include "hw/virtio/virtio-blk.h"
+#include "qapi/qapi-types-virtio.h"
+
+typedef struct DataPlaneQueue DataPlaneQueue;
+
+/*
+ * A request and the memory of its vectors.  Slots live as long as the plane,
+ * so that a request that is parked by the error policy may outlive a stop.
+ */
+typedef struct DataPlaneReq {
+    VirtIOBlockReq req;         /* first: the device knows only this part */
+    VringBuffer buf;
+    DataPlaneQueue *queue;
+    unsigned epoch;             /* of the queue when the request was popped */
+    QSLIST_ENTRY(DataPlaneReq) next;
+} DataPlaneReq;
+
+/*
+ * Counters over the life of the device.  Writer: the queue's AioContext.
+ * Readers: any thread, each counter on its own, in no particular order.
+ */
+typedef struct DataPlaneStats {
+    uint64_t reads;
+    uint64_t writes;
+    uint64_t flushes;
+    uint64_t discards;
+    uint64_t write_zeroes;
+    uint64_t other;
+    uint64_t errors;            /* completed with another status than OK */
+    uint64_t completed;
+    uint64_t popped;
+    uint64_t released;          /* popped, and neither parked nor in flight */
+    uint64_t batches;           /* times that requests were found */
+    uint64_t kicks;             /* available buffer notifications received */
+    uint64_t polled;            /* times that polling found requests */
+    uint64_t notified;          /* used buffer notifications sent */
+    uint64_t suppressed;        /* ... that the driver did not ask for */
+    uint64_t merged;            /* requests that went along with another */
+} DataPlaneStats;
+
+/*
+ * Fields without a remark are written with the BQL held while the queue is
+ * quiet, that is detached from its AioContext, and read in its AioContext.
+ */
+struct DataPlaneQueue {
+    VirtIOBlockDataPlane *dp;
+    VirtIOBlock *s;
+    VirtQueue *vq;
+    AioContext *ctx;            /* constant only while the queue is started */
+    EventNotifier host_notifier;    /* copies of the VirtQueue's */
+    EventNotifier guest_notifier;
+    QEMUBH *notify_bh;
+    QEMUBH *memory_bh;
+    uint16_t index;
+
+    /*
+     * The driver has enabled the queue and @vring is set up.  Writer: BQL
+     * held, release; reader: the queue's AioContext, acquire.
+     */
+    bool active;
+
+    /*
+     * A VringError that is yet to be reported.  Writers: the queue's
+     * AioContext sets it, BQL held clears it; atomic.
+     */
+    int error;
+
+    unsigned epoch;             /* number of resets */
+
+    /* The rest belongs to the queue's AioContext while it is started. */
+    Vring vring;
+    bool notify_pending;        /* notify_bh is scheduled */
+
+    /* Slots [0, pool_used) were used before; those below are untouched. */
+    DataPlaneReq *pool;
+    unsigned pool_size;
+    unsigned pool_used;
+    QSLIST_HEAD(, DataPlaneReq) pool_free;
+
+    DataPlaneStats stats;
+};
+
+/**
+ * data_plane_queue_init: prepare a queue for a device that is being realized
+ * Pair: data_plane_queue_cleanup()
+ *
+ * Context: BQL held
+ */
+void data_plane_queue_init(DataPlaneQueue *q, VirtIOBlockDataPlane *dp,
+                           VirtIOBlock *s, unsigned index);
+void data_plane_queue_cleanup(DataPlaneQueue *q);
+
+/**
+ * data_plane_queue_setup: take the ring over if the driver enabled the queue
+ *
+ * Returns: false with @errp set if the ring cannot be served; true if it can,
+ *          or if the queue is not enabled
+ *
+ * Pair: data_plane_queue_teardown()
+ *
+ * Context: BQL held
+ */
+bool data_plane_queue_setup(DataPlaneQueue *q, VringMemory *mem,
+                            Error **errp);
+
+/**
+ * data_plane_queue_teardown: hand the ring back, parked requests included
+ *
+ * Context: BQL held, drained
+ */
+void data_plane_queue_teardown(DataPlaneQueue *q);
+
+/**
+ * data_plane_queue_start: note the notifiers and make the bottom halves
+ * Pair: data_plane_queue_flush()
+ *
+ * Context: BQL held
+ */
+void data_plane_queue_start(DataPlaneQueue *q, AioContext *ctx);
+
+/**
+ * data_plane_queue_attach: kick the queue and look at it from now on
+ * Pair: data_plane_queue_detach()
+ *
+ * Context: BQL held
+ */
+void data_plane_queue_attach(DataPlaneQueue *q);
+
+/**
+ * data_plane_queue_detach: look at the queue no more
+ *
+ * A handler that runs right now goes on to its end.
+ *
+ * Context: BQL held
+ */
+void data_plane_queue_detach(DataPlaneQueue *q);
+
+/**
+ * data_plane_queue_quiesce: detach, and wait for a handler that still runs
+ *
+ * A kick that has come meanwhile is cleared: the next attach kicks anyway.
+ *
+ * Context: BQL held
+ */
+void data_plane_queue_quiesce(DataPlaneQueue *q);
+
+/**
+ * data_plane_queue_flush: show the driver all that is completed
+ *
+ * Undoes data_plane_queue_start().
+ *
+ * Context: BQL held, drained
+ */
+void data_plane_queue_flush(DataPlaneQueue *q);
+
+/**
+ * data_plane_queue_drop_parked: forget what the error policy has parked
+ *
+ * Context: BQL held, drained
+ */
+void data_plane_queue_drop_parked(DataPlaneQueue *q);
+
+/**
+ * data_plane_complete_request: the completion hook while the plane runs
+ * @req: status is written
+ *
+ * Context: the queue's AioContext
+ */
+void data_plane_complete_request(VirtIOBlockReq *req, unsigned char status);
+
+/**
+ * data_plane_queue_info: counters of a queue
+ * @iothread: id of the IOThread that serves it, or NULL
+ *
+ * Context: any thread
+ */
+VirtioBlkDataPlaneQueueInfo *data_plane_queue_info(DataPlaneQueue *q,
+                                                   const char *iothread);
+
+/**
+ * data_plane_queue_failed: the ring has an error that waits to be reported
+ *
+ * Implemented by the plane; makes the main loop look at @q->error.
+ *
+ * Context: the queue's AioContext
+ */
+void data_plane_queue_failed(DataPlaneQueue *q);
+
+/**
+ * data_plane_queue_enabled_late: a kick came for a queue without a ring
+ *
+ * Implemented by the plane; makes the main loop try to set it up.
+ *
+ * Context: the queue's AioContext
+ */
+void data_plane_queue_enabled_late(DataPlaneQueue *q);
+
+/**
+ * data_plane_queue_of: the queue that a request belongs to
+ *
+ * Implemented by the plane.
+ *
+ * Context: any thread
+ */
+DataPlaneQueue *data_plane_queue_of(VirtIOBlockReq *req);
+
+#endif /* HW_BLOCK_DATAPLANE_VIRTIO_BLK_QUEUE_H */

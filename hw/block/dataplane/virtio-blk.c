@@ -1,0 +1,686 @@
+/*
+ * The data plane of a virtio-blk device: its life cycle
+ *
+ * Knows when the plane serves the device, on which IOThread, and what else
+ * may happen to the backend meanwhile.  Does not look into rings or requests
+ * (virtio-blk-queue.c does).
+ *
+ * States and steps; each is a call with the BQL held:
+ *
+ *   STOPPED   start -> STARTING -> STARTED
+ *                               -> DISABLED  no notifiers: requests run in the
+ *                                            main loop, on QEMU's own path
+ *                               -> STOPPED   a kind of queue that the plane
+ *                                            does not serve: QEMU's own path
+ *                                            runs it in the IOThread
+ *   STARTED   stop  -> STOPPING -> STOPPED
+ *   DISABLED  stop  -> STOPPED
+ *
+ * drained_begin and drained_end detach and attach the queues while STARTED
+ * and mean nothing otherwise: start and stop look at blk_in_drain().
+ *
+ * Copyright (c) 2026 the virtio-blk data plane authors
+ *
+ * SPDX-License-Identifier: GPL-2.0-or-later
+ */
+
+#include "qemu/osdep.h"
+#include "qapi/error.h"
+#include "qapi/qapi-types-misc.h"
+#include "qemu/error-report.h"
+#include "qemu/main-loop.h"
+#include "block/block.h"
+#include "block/block_int.h"
+#include "system/block-backend.h"
+#include "system/iothread.h"
+#include "hw/virtio/virtio-bus.h"
+#include "virtio-blk.h"
+#include "virtio-blk-queue.h"
+#include "trace.h"
+
+/* Everything here: BQL held, unless said otherwise. */
+struct VirtIOBlockDataPlane {
+    VirtIOBlock *s;
+    VirtioBlkDataPlaneState state;
+    IOThread *private_iothread;         /* x-data-plane=on, or NULL */
+    VringMemory *mem;                   /* while not STOPPED or DISABLED */
+    uint64_t starts;
+    char *reason;                       /* why the plane does not serve */
+
+    /* Run in the main loop; scheduled by any thread. */
+    QEMUBH *attention_bh;
+    QEMUBH *blocker_bh;
+
+    /* The node that cannot be a job's target, or NULL */
+    BlockDriverState *blocked_bs;
+    Error *blocker;
+    Notifier remove_bs_notifier;
+
+    /* What QEMU's own path put into VirtIOBlock.complete_request */
+    void (*saved_complete_request)(VirtIOBlockReq *req, unsigned char status);
+
+    unsigned num_queues;
+    DataPlaneQueue *queues;
+};
+
+DataPlaneQueue *data_plane_queue_of(VirtIOBlockReq *req)
+{
+    return &req->dev->dataplane->queues[virtio_get_queue_index(req->vq)];
+}
+
+/* State */
+
+static void set_state(VirtIOBlockDataPlane *dp, VirtioBlkDataPlaneState next)
+{
+#define STATE(name) VIRTIO_BLK_DATA_PLANE_STATE_##name
+    static const unsigned legal[] = {
+        [STATE(STOPPED)] = BIT(STATE(STARTING)),
+        [STATE(STARTING)] = BIT(STATE(STARTED)) | BIT(STATE(DISABLED)) |
+                            BIT(STATE(STOPPED)),
+        [STATE(STARTED)] = BIT(STATE(STOPPING)),
+        [STATE(STOPPING)] = BIT(STATE(STOPPED)),
+        [STATE(DISABLED)] = BIT(STATE(STOPPED)),
+    };
+#undef STATE
+
+    trace_virtio_blk_data_plane_state(dp->s,
+                                      VirtioBlkDataPlaneState_str(dp->state),
+                                      VirtioBlkDataPlaneState_str(next));
+    assert(legal[dp->state] & BIT(next));
+    dp->state = next;
+}
+
+static void set_reason(VirtIOBlockDataPlane *dp, const char *reason)
+{
+    g_free(dp->reason);
+    dp->reason = g_strdup(reason);
+}
+
+bool virtio_blk_data_plane_is_stopped(VirtIOBlockDataPlane *dp)
+{
+    return dp->state == VIRTIO_BLK_DATA_PLANE_STATE_STOPPED;
+}
+
+static const char *device_name(VirtIOBlockDataPlane *dp)
+{
+    DeviceState *dev = DEVICE(dp->s);
+    DeviceState *proxy = qdev_get_parent_bus(dev)->parent;
+
+    return proxy->id ? proxy->id : object_get_typename(OBJECT(dev));
+}
+
+/* The operation blocker */
+
+static const BlockOpType blocked_ops[] = {
+    BLOCK_OP_TYPE_BACKUP_TARGET,
+    BLOCK_OP_TYPE_MIRROR_TARGET,
+};
+
+static void unblock(VirtIOBlockDataPlane *dp)
+{
+    if (!dp->blocked_bs) {
+        return;
+    }
+    for (int i = 0; i < ARRAY_SIZE(blocked_ops); i++) {
+        bdrv_op_unblock(dp->blocked_bs, blocked_ops[i], dp->blocker);
+    }
+    bdrv_unref(dp->blocked_bs);
+    dp->blocked_bs = NULL;
+}
+
+/*
+ * Blockers stand on nodes, and the backend's node changes with snapshots and
+ * jobs.  The reference keeps a node from going away with our blocker on it.
+ */
+static void update_blocker(VirtIOBlockDataPlane *dp)
+{
+    BlockDriverState *bs = blk_bs(dp->s->blk);
+
+    if (bs == dp->blocked_bs) {
+        return;
+    }
+    unblock(dp);
+    if (!bs) {
+        return;
+    }
+    for (int i = 0; i < ARRAY_SIZE(blocked_ops); i++) {
+        bdrv_op_block(bs, blocked_ops[i], dp->blocker);
+    }
+    bdrv_ref(bs);
+    dp->blocked_bs = bs;
+}
+
+static void blocker_bh(void *opaque)
+{
+    update_blocker(opaque);
+}
+
+static void remove_bs(Notifier *n, void *data)
+{
+    unblock(container_of(n, VirtIOBlockDataPlane, remove_bs_notifier));
+}
+
+/* Creation */
+
+static bool wants_data_plane(const VirtIOBlkConf *conf)
+{
+    switch (conf->x_data_plane) {
+    case ON_OFF_AUTO_ON:
+        return true;
+    case ON_OFF_AUTO_OFF:
+        return false;
+    default:
+        return conf->iothread || conf->iothread_vq_mapping_list;
+    }
+}
+
+/* Stays the device's iothread until destroy, as if the user had given it */
+static bool create_private_iothread(VirtIOBlockDataPlane *dp, Error **errp)
+{
+    static unsigned serial;
+    VirtIOBlkConf *conf = &dp->s->conf;
+    g_autofree char *id = g_strdup_printf("virtio-blk-data-plane%u", serial++);
+
+    if (conf->iothread || conf->iothread_vq_mapping_list) {
+        return true;
+    }
+    dp->private_iothread = iothread_create(id, errp);
+    if (!dp->private_iothread) {
+        return false;
+    }
+    conf->iothread = dp->private_iothread;
+    object_ref(OBJECT(conf->iothread));
+    return true;
+}
+
+static void destroy_private_iothread(VirtIOBlockDataPlane *dp)
+{
+    if (!dp->private_iothread) {
+        return;
+    }
+    object_unref(OBJECT(dp->s->conf.iothread));
+    dp->s->conf.iothread = NULL;
+    iothread_destroy(dp->private_iothread);
+}
+
+static void attention_bh(void *opaque);
+
+bool virtio_blk_data_plane_create(VirtIOBlock *s, Error **errp)
+{
+    VirtIOBlockDataPlane *dp;
+
+    s->dataplane = NULL;
+    if (!wants_data_plane(&s->conf)) {
+        return true;
+    }
+    /* Somebody relies on being the only one to use the node. */
+    if (bdrv_op_is_blocked(blk_bs(s->conf.conf.blk), BLOCK_OP_TYPE_REPLACE,
+                           errp)) {
+        error_prepend(errp, "cannot start virtio-blk data plane: ");
+        return false;
+    }
+
+    dp = g_new0(VirtIOBlockDataPlane, 1);
+    dp->s = s;
+    if (!create_private_iothread(dp, errp)) {
+        g_free(dp);
+        return false;
+    }
+    error_setg(&dp->blocker, "block device is in use by data plane");
+    dp->attention_bh = qemu_bh_new(attention_bh, dp);
+    dp->blocker_bh = qemu_bh_new(blocker_bh, dp);
+    dp->remove_bs_notifier.notify = remove_bs;
+    blk_add_remove_bs_notifier(s->conf.conf.blk, &dp->remove_bs_notifier);
+
+    dp->num_queues = s->conf.num_queues;
+    dp->queues = g_new0(DataPlaneQueue, dp->num_queues);
+    for (unsigned i = 0; i < dp->num_queues; i++) {
+        data_plane_queue_init(&dp->queues[i], dp, s, i);
+    }
+    s->dataplane = dp;
+    update_blocker(dp);
+    trace_virtio_blk_data_plane_create(s, dp->num_queues,
+        s->conf.iothread ?
+        object_get_canonical_path_component(OBJECT(s->conf.iothread)) :
+        "by mapping");
+    return true;
+}
+
+void virtio_blk_data_plane_destroy(VirtIOBlock *s)
+{
+    VirtIOBlockDataPlane *dp = s->dataplane;
+
+    if (!dp) {
+        return;
+    }
+    assert(dp->state == VIRTIO_BLK_DATA_PLANE_STATE_STOPPED);
+    trace_virtio_blk_data_plane_destroy(s);
+    s->dataplane = NULL;
+
+    notifier_remove(&dp->remove_bs_notifier);
+    unblock(dp);
+    error_free(dp->blocker);
+    qemu_bh_delete(dp->blocker_bh);
+    qemu_bh_delete(dp->attention_bh);
+    for (unsigned i = 0; i < dp->num_queues; i++) {
+        data_plane_queue_drop_parked(&dp->queues[i]);
+        data_plane_queue_cleanup(&dp->queues[i]);
+    }
+    g_free(dp->queues);
+    destroy_private_iothread(dp);
+    g_free(dp->reason);
+    g_free(dp);
+}
+
+/* What the queues need the main loop for */
+
+static void report_error(VirtIOBlockDataPlane *dp, DataPlaneQueue *q)
+{
+    int err = qatomic_xchg(&q->error, 0);
+
+    if (!err || !q->active) {
+        return;
+    }
+    /* The memory may have come back, or may never be needed again. */
+    if (err == VRING_ERR_RING_LOST &&
+        (q->vring.desc || VIRTIO_DEVICE(dp->s)->disabled)) {
+        return;
+    }
+    virtio_error(VIRTIO_DEVICE(dp->s), "virtio-blk %s: queue %u: %s; "
+                 "the device stops until the guest resets it",
+                 device_name(dp), q->index, vring_error_str(err));
+}
+
+static void report_errors(VirtIOBlockDataPlane *dp)
+{
+    for (unsigned i = 0; i < dp->num_queues; i++) {
+        report_error(dp, &dp->queues[i]);
+    }
+}
+
+/* The driver enabled a queue after it had started the device. */
+static void setup_late_queues(VirtIOBlockDataPlane *dp)
+{
+    for (unsigned i = 0; i < dp->num_queues; i++) {
+        DataPlaneQueue *q = &dp->queues[i];
+        Error *err = NULL;
+
+        if (q->active) {
+            continue;
+        }
+        if (!data_plane_queue_setup(q, dp->mem, &err)) {
+            virtio_error(VIRTIO_DEVICE(dp->s), "virtio-blk %s: queue %u was "
+                         "enabled late: %s; the device stops until the guest "
+                         "resets it", device_name(dp), i, error_get_pretty(err));
+            error_free(err);
+        } else if (q->active) {
+            trace_virtio_blk_data_plane_queue_late(dp->s, i);
+            event_notifier_set(&q->host_notifier);
+        }
+    }
+}
+
+/* Context: BH in the main loop */
+static void attention_bh(void *opaque)
+{
+    VirtIOBlockDataPlane *dp = opaque;
+
+    if (dp->state == VIRTIO_BLK_DATA_PLANE_STATE_STARTED) {
+        report_errors(dp);
+        setup_late_queues(dp);
+    }
+}
+
+void data_plane_queue_failed(DataPlaneQueue *q)
+{
+    qemu_bh_schedule(q->dp->attention_bh);
+}
+
+void data_plane_queue_enabled_late(DataPlaneQueue *q)
+{
+    qemu_bh_schedule(q->dp->attention_bh);
+}
+
+/* Context: BQL held */
+static void memory_changed(void *opaque)
+{
+    VirtIOBlockDataPlane *dp = opaque;
+
+    for (unsigned i = 0; i < dp->num_queues; i++) {
+        if (dp->queues[i].memory_bh) {
+            qemu_bh_schedule(dp->queues[i].memory_bh);
+        }
+    }
+}
+
+/* Start and stop */
+
+static bool setup_queues(VirtIOBlockDataPlane *dp, Error **errp)
+{
+    for (unsigned i = 0; i < dp->num_queues; i++) {
+        if (!data_plane_queue_setup(&dp->queues[i], dp->mem, errp)) {
+            return false;
+        }
+    }
+    return true;
+}
+
+static void teardown_queues(VirtIOBlockDataPlane *dp)
+{
+    for (unsigned i = 0; i < dp->num_queues; i++) {
+        data_plane_queue_teardown(&dp->queues[i]);
+    }
+    vring_memory_free(dp->mem);
+    dp->mem = NULL;
+}
+
+static VirtioBusState *device_bus(VirtIOBlockDataPlane *dp)
+{
+    return VIRTIO_BUS(qdev_get_parent_bus(DEVICE(dp->s)));
+}
+
+static int set_guest_notifiers(VirtIOBlockDataPlane *dp, bool assign)
+{
+    VirtioBusState *bus = device_bus(dp);
+
+    return VIRTIO_BUS_GET_CLASS(bus)->set_guest_notifiers(BUS(bus)->parent,
+                                                          dp->num_queues,
+                                                          assign);
+}
+
+/* The eventfds must be open until the transaction that removes them ends. */
+static void unset_host_notifiers(VirtIOBlockDataPlane *dp, unsigned n)
+{
+    VirtioBusState *bus = device_bus(dp);
+
+    memory_region_transaction_begin();
+    for (unsigned i = 0; i < n; i++) {
+        virtio_bus_set_host_notifier(bus, i, false);
+    }
+    memory_region_transaction_commit();
+    for (unsigned i = 0; i < n; i++) {
+        virtio_bus_cleanup_host_notifier(bus, i);
+    }
+}
+
+/* One transaction, or each notifier would rebuild the list of all. */
+static int set_host_notifiers(VirtIOBlockDataPlane *dp)
+{
+    VirtioBusState *bus = device_bus(dp);
+    unsigned n;
+    int ret = 0;
+
+    memory_region_transaction_begin();
+    for (n = 0; n < dp->num_queues; n++) {
+        ret = virtio_bus_set_host_notifier(bus, n, true);
+        if (ret < 0) {
+            break;
+        }
+    }
+    memory_region_transaction_commit();
+    if (ret < 0) {
+        unset_host_notifiers(dp, n);
+    }
+    return ret;
+}
+
+static int set_notifiers(VirtIOBlockDataPlane *dp)
+{
+    int ret = set_guest_notifiers(dp, true);
+
+    if (ret < 0) {
+        return ret;
+    }
+    ret = set_host_notifiers(dp);
+    if (ret < 0) {
+        set_guest_notifiers(dp, false);
+    }
+    return ret;
+}
+
+/* QEMU's own path serves the device in the main loop until the next stop. */
+static void disable(VirtIOBlockDataPlane *dp, int err)
+{
+    VirtIODevice *vdev = VIRTIO_DEVICE(dp->s);
+
+    teardown_queues(dp);
+    set_state(dp, VIRTIO_BLK_DATA_PLANE_STATE_DISABLED);
+    set_reason(dp, "notifiers could not be set up");
+    warn_report("virtio-blk %s: data plane disabled, notifiers could not be "
+                "set up: %s; requests run in the main loop until the device "
+                "is started anew", device_name(dp), strerror(-err));
+
+    /* As at each start: what is in the ring already gets no other kick. */
+    for (unsigned i = 0; i < dp->num_queues; i++) {
+        if (virtio_queue_get_desc_addr(vdev, i)) {
+            virtio_blk_handle_vq(dp->s, virtio_get_queue(vdev, i));
+        }
+    }
+}
+
+static void move_backend(VirtIOBlockDataPlane *dp, AioContext *ctx)
+{
+    Error *err = NULL;
+
+    /*
+     * Other users may pin the node to their context.  Requests work from any
+     * context, they only cost more; and without requests nothing is lost.
+     */
+    if (blk_set_aio_context(dp->s->blk, ctx, &err) < 0) {
+        if (ctx == qemu_get_aio_context()) {
+            error_free(err);
+        } else {
+            warn_report_err(err);
+        }
+    }
+}
+
+static void attach_queues(VirtIOBlockDataPlane *dp)
+{
+    for (unsigned i = 0; i < dp->num_queues; i++) {
+        data_plane_queue_attach(&dp->queues[i]);
+    }
+}
+
+int virtio_blk_data_plane_start(VirtIOBlockDataPlane *dp)
+{
+    VirtIOBlock *s = dp->s;
+    Error *err = NULL;
+    int ret;
+
+    if (dp->state != VIRTIO_BLK_DATA_PLANE_STATE_STOPPED) {
+        return 0;
+    }
+    set_state(dp, VIRTIO_BLK_DATA_PLANE_STATE_STARTING);
+    set_reason(dp, NULL);
+    dp->mem = vring_memory_new(VIRTIO_DEVICE(s)->dma_as, memory_changed, dp);
+
+    if (!setup_queues(dp, &err)) {
+        trace_virtio_blk_data_plane_decline(s, error_get_pretty(err));
+        teardown_queues(dp);
+        set_state(dp, VIRTIO_BLK_DATA_PLANE_STATE_STOPPED);
+        set_reason(dp, error_get_pretty(err));
+        error_free(err);
+        return -ENOTSUP;
+    }
+    ret = set_notifiers(dp);
+    if (ret < 0) {
+        disable(dp, ret);
+        return 0;
+    }
+
+    for (unsigned i = 0; i < dp->num_queues; i++) {
+        data_plane_queue_start(&dp->queues[i], s->vq_aio_context[i]);
+    }
+    dp->saved_complete_request = s->complete_request;
+    s->complete_request = data_plane_complete_request;
+    /* Drains, but is no concern of drained_begin and drained_end yet. */
+    move_backend(dp, s->vq_aio_context[0]);
+
+    dp->starts++;
+    set_state(dp, VIRTIO_BLK_DATA_PLANE_STATE_STARTED);
+    trace_virtio_blk_data_plane_start(s, dp->num_queues);
+    update_blocker(dp);
+    if (!blk_in_drain(s->blk)) {
+        attach_queues(dp);
+    }
+    return 0;
+}
+
+void virtio_blk_data_plane_stop(VirtIOBlockDataPlane *dp)
+{
+    VirtIOBlock *s = dp->s;
+
+    if (dp->state == VIRTIO_BLK_DATA_PLANE_STATE_DISABLED) {
+        /* The next start may work, and finds no request of the old path. */
+        blk_drain(s->blk);
+        set_reason(dp, NULL);
+        set_state(dp, VIRTIO_BLK_DATA_PLANE_STATE_STOPPED);
+        return;
+    }
+    if (dp->state != VIRTIO_BLK_DATA_PLANE_STATE_STARTED) {
+        return;
+    }
+    set_state(dp, VIRTIO_BLK_DATA_PLANE_STATE_STOPPING);
+
+    for (unsigned i = 0; i < dp->num_queues; i++) {
+        data_plane_queue_quiesce(&dp->queues[i]);
+    }
+    unset_host_notifiers(dp, dp->num_queues);
+    /* Also waits for parked requests that are being restarted. */
+    blk_drain(s->blk);
+    for (unsigned i = 0; i < dp->num_queues; i++) {
+        data_plane_queue_flush(&dp->queues[i]);
+    }
+    move_backend(dp, qemu_get_aio_context());
+    report_errors(dp);
+    s->complete_request = dp->saved_complete_request;
+    teardown_queues(dp);
+    set_guest_notifiers(dp, false);
+
+    set_state(dp, VIRTIO_BLK_DATA_PLANE_STATE_STOPPED);
+    trace_virtio_blk_data_plane_stop(s);
+}
+
+bool virtio_blk_data_plane_handle_output(VirtIOBlockDataPlane *dp,
+                                         VirtQueue *vq)
+{
+    VirtIODevice *vdev = VIRTIO_DEVICE(dp->s);
+
+    switch (dp->state) {
+    case VIRTIO_BLK_DATA_PLANE_STATE_DISABLED:
+        virtio_blk_handle_vq(dp->s, vq);
+        return true;
+    case VIRTIO_BLK_DATA_PLANE_STATE_STOPPED:
+        if (dp->s->ioeventfd_started) {
+            return false;
+        }
+        /*
+         * Some drivers kick before DRIVER_OK, so that the plane starts here
+         * and not when the status changes.  Not while the VM is stopped: the
+         * device's state may be on its way to another host.
+         */
+        if (vdev->vm_running) {
+            virtio_device_start_ioeventfd(vdev);
+        }
+        return true;
+    default:
+        /* Each start looks into the ring, and a running plane was kicked. */
+        return true;
+    }
+}
+
+void virtio_blk_data_plane_queue_reset(VirtIOBlockDataPlane *dp, unsigned n)
+{
+    DataPlaneQueue *q = &dp->queues[n];
+
+    trace_virtio_blk_data_plane_queue_reset(dp->s, n);
+    if (dp->state == VIRTIO_BLK_DATA_PLANE_STATE_STARTED) {
+        AioContext *ctx = q->ctx;
+
+        data_plane_queue_quiesce(q);
+        blk_drain(dp->s->blk);
+        data_plane_queue_flush(q);
+        data_plane_queue_teardown(q);
+        data_plane_queue_start(q, ctx);
+        if (!blk_in_drain(dp->s->blk)) {
+            data_plane_queue_attach(q);
+        }
+    } else {
+        blk_drain(dp->s->blk);
+    }
+    data_plane_queue_drop_parked(q);
+    q->epoch++;
+}
+
+void virtio_blk_data_plane_reset(VirtIOBlockDataPlane *dp)
+{
+    assert(dp->state == VIRTIO_BLK_DATA_PLANE_STATE_STOPPED);
+    for (unsigned i = 0; i < dp->num_queues; i++) {
+        dp->queues[i].epoch++;
+    }
+}
+
+void virtio_blk_data_plane_drained_begin(VirtIOBlockDataPlane *dp)
+{
+    if (dp->state != VIRTIO_BLK_DATA_PLANE_STATE_STARTED) {
+        return;
+    }
+    trace_virtio_blk_data_plane_drained_begin(dp->s);
+    for (unsigned i = 0; i < dp->num_queues; i++) {
+        data_plane_queue_detach(&dp->queues[i]);
+    }
+}
+
+void virtio_blk_data_plane_drained_end(VirtIOBlockDataPlane *dp)
+{
+    /* The graph may have changed; its lock forbids to look right now. */
+    qemu_bh_schedule(dp->blocker_bh);
+    if (dp->state != VIRTIO_BLK_DATA_PLANE_STATE_STARTED) {
+        return;
+    }
+    trace_virtio_blk_data_plane_drained_end(dp->s);
+    attach_queues(dp);
+}
+
+/* What users see */
+
+static const char *iothread_name(VirtIOBlock *s, unsigned n)
+{
+    AioContext *ctx = s->vq_aio_context[n];
+    IOThreadVirtQueueMappingList *node;
+
+    if (s->conf.iothread) {
+        return object_get_canonical_path_component(OBJECT(s->conf.iothread));
+    }
+    for (node = s->conf.iothread_vq_mapping_list; node; node = node->next) {
+        IOThread *iothread = iothread_by_id(node->value->iothread);
+
+        if (iothread && iothread_get_aio_context(iothread) == ctx) {
+            return node->value->iothread;
+        }
+    }
+    return NULL;
+}
+
+VirtioBlkDataPlaneInfo *virtio_blk_data_plane_info(VirtIOBlock *s)
+{
+    VirtioBlkDataPlaneInfo *info = g_new0(VirtioBlkDataPlaneInfo, 1);
+    VirtIOBlockDataPlane *dp = s->dataplane;
+    VirtioBlkDataPlaneQueueInfoList **tail = &info->queues;
+
+    if (!dp) {
+        info->state = VIRTIO_BLK_DATA_PLANE_STATE_STOPPED;
+        info->reason = g_strdup("not configured");
+        return info;
+    }
+    info->state = dp->state;
+    info->serving = dp->state == VIRTIO_BLK_DATA_PLANE_STATE_STARTED;
+    info->reason = g_strdup(dp->reason);
+    info->starts = dp->starts;
+    for (unsigned i = 0; i < dp->num_queues; i++) {
+        QAPI_LIST_APPEND(tail, data_plane_queue_info(&dp->queues[i],
+                                                     iothread_name(s, i)));
+    }
+    return info;
+}

@@ -1,0 +1,292 @@
+/*
+ * Guest memory as a virtqueue's device side sees it: the QEMU side
+ *
+ * Knows QEMU's memory API: makes tables of RAM regions from what a
+ * MemoryListener reports, and provides the general mapping path.  Does not
+ * know rings or requests.
+ *
+ * A table is replaced only when RAM comes or goes; BARs that move do not
+ * matter.  It references memory regions, not FlatViews: a FlatView would keep
+ * every other device alive that was plugged at that time.
+ *
+ * Copyright (c) 2026 the virtio-blk data plane authors
+ *
+ * SPDX-License-Identifier: GPL-2.0-or-later
+ */
+
+#include "qemu/osdep.h"
+#include "exec/memory.h"
+#include "system/dma.h"
+#include "hw/virtio/dataplane/vring-memory.h"
+
+struct VringMemory {
+    AddressSpace *as;
+    MemoryListener listener;
+    VringMemoryChangeFunc *changed;
+    void *opaque;
+
+    /* Writer: BQL held.  Readers: any thread, under RCU. */
+    VringTable *table;
+
+    /* The sections that the next table is made of; BQL held. */
+    GArray *regions;
+    bool dirty;
+};
+
+/* Tables */
+
+static void vring_table_free(VringTable *table)
+{
+    for (unsigned i = 0; i < table->nregions; i++) {
+        memory_region_unref(table->regions[i].mr);
+    }
+    g_free(table);
+}
+
+void vring_table_unref(VringTable *table)
+{
+    if (table && qatomic_fetch_dec(&table->refcount) == 1) {
+        /*
+         * A reader may still be about to try for a reference; and the last
+         * reference to a memory region is to be dropped with the BQL held,
+         * as it is in an RCU callback.
+         */
+        call_rcu(table, vring_table_free, rcu);
+    }
+}
+
+/* False if the table is already on its way out */
+static bool vring_table_try_ref(VringTable *table)
+{
+    int old = qatomic_read(&table->refcount);
+
+    while (old > 0) {
+        int seen = qatomic_cmpxchg(&table->refcount, old, old + 1);
+
+        if (seen == old) {
+            return true;
+        }
+        old = seen;
+    }
+    return false;
+}
+
+VringTable *vring_memory_get_table(VringMemory *mem)
+{
+    RCU_READ_LOCK_GUARD();
+
+    for (;;) {
+        VringTable *table = qatomic_rcu_read(&mem->table);
+
+        /* Fails only if a newer table has been published meanwhile */
+        if (vring_table_try_ref(table)) {
+            return table;
+        }
+    }
+}
+
+bool vring_memory_is_current(VringMemory *mem, const VringTable *table)
+{
+    return qatomic_read(&mem->table) == table;
+}
+
+void vring_region_set_dirty(const VringRegion *region, uint64_t offset,
+                            uint64_t len)
+{
+    memory_region_invalidate_and_set_dirty(region->mr,
+                                           region->mr_offset + offset, len);
+}
+
+static gint vring_region_compare(gconstpointer a, gconstpointer b)
+{
+    const VringRegion *ra = a, *rb = b;
+
+    return ra->base < rb->base ? -1 : ra->base > rb->base;
+}
+
+static void vring_memory_publish(VringMemory *mem)
+{
+    unsigned n = mem->regions->len;
+    VringTable *old = mem->table;
+    VringTable *table = g_malloc0(sizeof(*table) +
+                                  n * sizeof(table->regions[0]));
+
+    g_array_sort(mem->regions, vring_region_compare);
+    table->refcount = 1;
+    table->nregions = n;
+    for (unsigned i = 0; i < n; i++) {
+        table->regions[i] = g_array_index(mem->regions, VringRegion, i);
+        memory_region_ref(table->regions[i].mr);
+    }
+    /* Pairs with qatomic_rcu_read() in vring_memory_get_table() */
+    qatomic_rcu_set(&mem->table, table);
+    vring_table_unref(old);
+    mem->dirty = false;
+}
+
+/* The listener */
+
+/* RAM that the device can read and write through a host pointer at any time */
+static bool vring_memory_serves(const MemoryRegionSection *section)
+{
+    return !section->readonly &&
+           memory_access_is_direct(section->mr, true, MEMTXATTRS_UNSPECIFIED);
+}
+
+static void vring_memory_region_add(MemoryListener *listener,
+                                    MemoryRegionSection *section)
+{
+    VringMemory *mem = container_of(listener, VringMemory, listener);
+    VringRegion region;
+
+    if (!vring_memory_serves(section)) {
+        return;
+    }
+    region = (VringRegion) {
+        .base = section->offset_within_address_space,
+        .size = int128_get64(section->size),
+        .host = (uint8_t *)memory_region_get_ram_ptr(section->mr) +
+                section->offset_within_region,
+        .mr = section->mr,
+        .mr_offset = section->offset_within_region,
+    };
+    g_array_append_val(mem->regions, region);
+    mem->dirty = true;
+}
+
+static void vring_memory_region_del(MemoryListener *listener,
+                                    MemoryRegionSection *section)
+{
+    VringMemory *mem = container_of(listener, VringMemory, listener);
+
+    if (!vring_memory_serves(section)) {
+        return;
+    }
+    for (unsigned i = 0; i < mem->regions->len; i++) {
+        VringRegion *region = &g_array_index(mem->regions, VringRegion, i);
+
+        if (region->base == section->offset_within_address_space &&
+            region->mr == section->mr) {
+            g_array_remove_index_fast(mem->regions, i);
+            mem->dirty = true;
+            return;
+        }
+    }
+}
+
+static void vring_memory_commit(MemoryListener *listener)
+{
+    VringMemory *mem = container_of(listener, VringMemory, listener);
+
+    /* The first table is published by vring_memory_new(). */
+    if (mem->dirty && mem->table) {
+        vring_memory_publish(mem);
+        mem->changed(mem->opaque);
+    }
+}
+
+VringMemory *vring_memory_new(AddressSpace *as, VringMemoryChangeFunc *changed,
+                              void *opaque)
+{
+    VringMemory *mem = g_new0(VringMemory, 1);
+
+    mem->as = as;
+    mem->changed = changed;
+    mem->opaque = opaque;
+    mem->regions = g_array_new(FALSE, FALSE, sizeof(VringRegion));
+    mem->listener = (MemoryListener) {
+        .name = "vring",
+        .region_add = vring_memory_region_add,
+        .region_del = vring_memory_region_del,
+        .commit = vring_memory_commit,
+    };
+    memory_listener_register(&mem->listener, as);
+    vring_memory_publish(mem);
+    return mem;
+}
+
+void vring_memory_free(VringMemory *mem)
+{
+    if (!mem) {
+        return;
+    }
+    /* Unregistering reports all regions as gone, which is not news. */
+    mem->listener.region_del = NULL;
+    mem->listener.commit = NULL;
+    memory_listener_unregister(&mem->listener);
+    vring_table_unref(mem->table);
+    g_array_free(mem->regions, TRUE);
+    g_free(mem);
+}
+
+/* The general path */
+
+/*
+ * Finds RAM and nothing else.  Returns NULL, or a host pointer that is valid
+ * until the RCU read lock is released, with @len cut to what is contiguous.
+ */
+static void *vring_memory_find(VringMemory *mem, hwaddr addr, hwaddr *len,
+                               bool is_write, MemoryRegion **mr)
+{
+    hwaddr offset;
+
+    *mr = address_space_translate(mem->as, addr, &offset, len, is_write,
+                                  MEMTXATTRS_UNSPECIFIED);
+    if (!memory_access_is_direct(*mr, is_write, MEMTXATTRS_UNSPECIFIED)) {
+        return NULL;
+    }
+    return (char *)memory_region_get_ram_ptr(*mr) + offset;
+}
+
+bool vring_memory_read(VringMemory *mem, hwaddr addr, void *buf, size_t len)
+{
+    RCU_READ_LOCK_GUARD();
+
+    while (len) {
+        hwaddr part = len;
+        MemoryRegion *mr;
+        void *host = vring_memory_find(mem, addr, &part, false, &mr);
+
+        if (!host) {
+            return false;
+        }
+        memcpy(buf, host, part);
+        buf = (char *)buf + part;
+        addr += part;
+        len -= part;
+    }
+    return true;
+}
+
+void *vring_memory_map(VringMemory *mem, hwaddr addr, hwaddr *len,
+                       bool is_write)
+{
+    RCU_READ_LOCK_GUARD();
+    MemoryRegion *mr;
+    void *host = vring_memory_find(mem, addr, len, is_write, &mr);
+
+    if (host) {
+        memory_region_ref(mr);
+    }
+    return host;
+}
+
+void vring_memory_unmap(VringMemory *mem, void *host, hwaddr len,
+                        bool is_write)
+{
+    /* For RAM this finds the region, marks it dirty, drops the reference. */
+    dma_memory_unmap(mem->as, host, len,
+                     is_write ? DMA_DIRECTION_FROM_DEVICE
+                              : DMA_DIRECTION_TO_DEVICE, len);
+}
+
+void vring_memory_pin(VringMemory *mem, void *host)
+{
+    ram_addr_t offset;
+    MemoryRegion *mr;
+
+    RCU_READ_LOCK_GUARD();
+    mr = memory_region_from_host(host, &offset);
+    assert(mr);
+    memory_region_ref(mr);
+}

@@ -1,0 +1,412 @@
+/*
+ * The device side of a split virtqueue (VIRTIO 1.3, 2.7)
+ *
+ * Knows the layout and the rules of the split format.  Works on host
+ * pointers; does not know where they come from, nor who calls.
+ *
+ * The ring is shared with the driver, which runs concurrently and may be
+ * hostile: each field is read once, into a local variable, and only what was
+ * checked is used.  Nothing that the device keeps for itself (positions,
+ * chains in flight) is ever read back from the ring (SPLIT-18).
+ *
+ * Which barrier pairs with which:
+ *
+ *   here                                   in the driver
+ *   ------------------------------------   ------------------------------------
+ *   pop: load avail->idx, smp_rmb(),       store desc, ring[], wmb,
+ *        load ring[] and descriptors       store avail->idx
+ *   publish: store used->ring[],           load used->idx, rmb,
+ *        smp_wmb(), store used->idx        load used->ring[]
+ *   should_notify: store used->idx,        store flags or used_event, mb,
+ *        smp_mb(), load avail->flags       load used->idx
+ *        or used_event
+ *   enable_notification: store             store avail->idx, mb,
+ *        used->flags or avail_event,       load used->flags or avail_event
+ *        smp_mb(), load avail->idx
+ *
+ * Copyright (c) 2026 the virtio-blk data plane authors
+ *
+ * SPDX-License-Identifier: GPL-2.0-or-later
+ */
+
+#include "qemu/osdep.h"
+#include "qemu/host-utils.h"
+#include "qapi/error.h"
+#include "hw/virtio/dataplane/vring-accessors.h"
+#include "vring-internal.h"
+
+/* Descriptor flags (2.7.5) */
+#define SPLIT_DESC_NEXT         1
+#define SPLIT_DESC_WRITE        2
+#define SPLIT_DESC_INDIRECT     4
+
+/* Available ring flags (2.7.6) and used ring flags (2.7.8) */
+#define SPLIT_AVAIL_NO_INTERRUPT 1
+#define SPLIT_USED_NO_NOTIFY     1
+
+/*
+ * The largest Queue Size (2.7).  A table cannot need more entries, since a
+ * chain is no longer than the queue (2.7.5.3.1).
+ */
+#define SPLIT_MAX_SIZE          32768
+
+struct VringDesc {
+    uint64_t addr;
+    uint32_t len;
+    uint16_t flags;
+    uint16_t next;
+};
+
+struct VringAvail {
+    uint16_t flags;
+    uint16_t idx;
+    uint16_t ring[];            /* followed by used_event */
+};
+
+typedef struct VringUsedElement {
+    uint32_t id;
+    uint32_t len;
+} VringUsedElement;
+
+struct VringUsed {
+    uint16_t flags;
+    uint16_t idx;
+    VringUsedElement ring[];    /* followed by avail_event */
+};
+
+/* Where descriptors are read from: the descriptor table or an indirect one */
+typedef struct SplitTable {
+    const uint8_t *host;        /* NULL: by the general path, from addr */
+    hwaddr addr;
+    unsigned entries;
+    bool indirect;
+} SplitTable;
+
+/* Layout */
+
+static size_t split_desc_size(const Vring *vring)
+{
+    return sizeof(VringDesc) * vring->config.num;
+}
+
+static size_t split_avail_size(const Vring *vring)
+{
+    return sizeof(VringAvail) +
+           sizeof(uint16_t) * (vring->config.num + vring->config.event_idx);
+}
+
+static size_t split_used_size(const Vring *vring)
+{
+    return sizeof(VringUsed) + sizeof(VringUsedElement) * vring->config.num +
+           sizeof(uint16_t) * vring->config.event_idx;
+}
+
+static const uint16_t *split_used_event(const Vring *vring)
+{
+    return &vring->avail->ring[vring->config.num];
+}
+
+static uint16_t *split_avail_event(const Vring *vring)
+{
+    return (uint16_t *)&vring->used->ring[vring->config.num];
+}
+
+bool vring_split_init(Vring *vring, Error **errp)
+{
+    const VringConfig *config = &vring->config;
+
+    if (!is_power_of_2(config->num) || config->num > SPLIT_MAX_SIZE) {
+        error_setg(errp, "queue size %u is not a power of 2 up to %d",
+                   config->num, SPLIT_MAX_SIZE);
+        return false;
+    }
+    /* 2.7.1; an unaligned 16-bit access is not a single one everywhere */
+    if (config->desc % 16 || config->avail % 2 || config->used % 4) {
+        error_setg(errp, "the virtqueue's rings are not aligned");
+        return false;
+    }
+    vring->mask = config->num - 1;
+    vring->swap = vring_must_swap(config->big_endian);
+    return true;
+}
+
+/*
+ * Finds the ring's areas in the current table.  They are lost together, so
+ * that one pointer tells.
+ */
+bool vring_split_resolve(Vring *vring)
+{
+    const VringConfig *config = &vring->config;
+    const VringTable *table = vring->hold->table;
+    unsigned *hint = &vring->region_hint;
+
+    vring->desc = vring_table_translate(table, config->desc,
+                                        split_desc_size(vring), hint);
+    vring->avail = vring_table_translate(table, config->avail,
+                                         split_avail_size(vring), hint);
+    vring->used = vring_table_translate(table, config->used,
+                                        split_used_size(vring), hint);
+    if (!vring->desc || !vring->avail || !vring->used) {
+        vring->desc = NULL;
+        vring->avail = NULL;
+        vring->used = NULL;
+        vring->used_region = NULL;
+        return false;
+    }
+    vring->used_region = vring_table_find(table, config->used, hint);
+    vring->used_offset = config->used - vring->used_region->base;
+    return true;
+}
+
+/* Taking buffers */
+
+static uint16_t split_num_avail(Vring *vring)
+{
+    uint16_t num = vring->shadow_avail_idx - vring->last_avail_idx;
+
+    if (!num) {
+        vring->shadow_avail_idx = vring_load16(vring->swap,
+                                               &vring->avail->idx);
+        num = vring->shadow_avail_idx - vring->last_avail_idx;
+        /* Entries and descriptors are read after the index (SPLIT-6) */
+        smp_rmb();
+    }
+    return num;
+}
+
+bool vring_split_more_avail(Vring *vring)
+{
+    return split_num_avail(vring) != 0;
+}
+
+/* Returns 1 with @head set, 0 if there is none, or a negative VringError */
+static int split_next_head(Vring *vring, uint16_t *head)
+{
+    uint16_t num = split_num_avail(vring);
+
+    if (!num) {
+        return 0;
+    }
+    if (num > vring->config.num) {
+        return -VRING_ERR_AVAIL_IDX;
+    }
+    if (vring->inuse >= vring->config.num) {
+        return -VRING_ERR_QUEUE_FULL;
+    }
+    *head = vring_load16(vring->swap,
+                         &vring->avail->ring[vring->last_avail_idx &
+                                             vring->mask]);
+    return *head < vring->config.num ? 1 : -VRING_ERR_HEAD;
+}
+
+/* Copies descriptor @i once; false if it is not in RAM */
+static bool split_read_desc(Vring *vring, const SplitTable *table, unsigned i,
+                            VringDesc *desc)
+{
+    uint64_t offset = (uint64_t)i * sizeof(*desc);
+
+    if (likely(table->host)) {
+        /* Tables may lie anywhere, so that only bytes can be relied upon. */
+        memcpy(desc, table->host + offset, sizeof(*desc));
+        /* Keeps the compiler from reading a field again. */
+        barrier();
+    } else if (!vring_memory_read(vring->mem, table->addr + offset, desc,
+                                  sizeof(*desc))) {
+        return false;
+    }
+    if (unlikely(vring->swap)) {
+        desc->addr = bswap64(desc->addr);
+        desc->len = bswap32(desc->len);
+        desc->flags = bswap16(desc->flags);
+        desc->next = bswap16(desc->next);
+    }
+    return true;
+}
+
+/* Goes on in the indirect table that @desc points to (2.7.5.3) */
+static int split_enter_table(Vring *vring, const VringDesc *desc,
+                             SplitTable *table)
+{
+    if (!vring->config.indirect) {
+        return -VRING_ERR_INDIRECT_FEATURE;
+    }
+    if (table->indirect) {
+        return -VRING_ERR_INDIRECT_NESTED;
+    }
+    if (desc->flags & SPLIT_DESC_NEXT) {
+        return -VRING_ERR_INDIRECT_NEXT;
+    }
+    if (!desc->len || desc->len % sizeof(VringDesc) ||
+        desc->len / sizeof(VringDesc) > SPLIT_MAX_SIZE) {
+        return -VRING_ERR_TABLE_LENGTH;
+    }
+    if (desc->len - 1 > UINT64_MAX - desc->addr) {
+        return -VRING_ERR_TABLE_ADDRESS;
+    }
+    *table = (SplitTable) {
+        .host = vring_table_translate(vring->hold->table, desc->addr,
+                                      desc->len, &vring->region_hint),
+        .addr = desc->addr,
+        .entries = desc->len / sizeof(VringDesc),
+        .indirect = true,
+    };
+    return 0;
+}
+
+/* Follows the chain from @head; returns 0 or a negative VringError */
+static int split_read_chain(Vring *vring, uint16_t head, VringChain *chain)
+{
+    SplitTable table = {
+        .host = (const uint8_t *)vring->desc,
+        .addr = vring->config.desc,
+        .entries = vring->config.num,
+    };
+    unsigned i = head, steps = 0;
+    VringDesc desc;
+    int ret;
+
+    for (;;) {
+        if (steps++ == table.entries) {
+            return -VRING_ERR_LOOP;
+        }
+        if (!split_read_desc(vring, &table, i, &desc)) {
+            return -VRING_ERR_TABLE_ADDRESS;
+        }
+        if (desc.flags & SPLIT_DESC_INDIRECT) {
+            ret = split_enter_table(vring, &desc, &table);
+            if (ret < 0) {
+                return ret;
+            }
+            i = 0;
+            steps = 0;
+            continue;
+        }
+        ret = vring_chain_add(vring, chain, desc.addr, desc.len,
+                              desc.flags & SPLIT_DESC_WRITE);
+        if (ret < 0) {
+            return ret;
+        }
+        if (!(desc.flags & SPLIT_DESC_NEXT)) {
+            return 0;
+        }
+        if (desc.next >= table.entries) {
+            return -VRING_ERR_NEXT;
+        }
+        i = desc.next;
+    }
+}
+
+int vring_split_pop(Vring *vring, VirtQueueElement *elem, VringBuffer *buf)
+{
+    VringChain chain = { .buf = buf };
+    uint16_t head;
+    int ret;
+
+    ret = split_next_head(vring, &head);
+    if (ret <= 0) {
+        return ret;
+    }
+    ret = split_read_chain(vring, head, &chain);
+    if (unlikely(ret < 0)) {
+        vring_chain_undo(vring, &chain);
+        return ret;
+    }
+    vring_chain_finish(vring, &chain, elem, head);
+    vring->last_avail_idx++;
+    return 1;
+}
+
+/* Returning buffers */
+
+void vring_split_push(Vring *vring, const VirtQueueElement *elem, uint32_t len)
+{
+    VringUsedElement *used = &vring->used->ring[vring->used_idx & vring->mask];
+
+    vring_store32(vring->swap, &used->id, elem->index);
+    vring_store32(vring->swap, &used->len, len);
+}
+
+static void split_mark_published(Vring *vring)
+{
+    unsigned from = vring->published_idx & vring->mask;
+    uint16_t count = vring->used_idx - vring->published_idx;
+    unsigned first = MIN(count, vring->config.num - from);
+
+    vring_mark_used_dirty(vring, &vring->used->ring[from],
+                          first * sizeof(VringUsedElement));
+    if (first < count) {
+        vring_mark_used_dirty(vring, &vring->used->ring[0],
+                              (count - first) * sizeof(VringUsedElement));
+    }
+    vring_mark_used_dirty(vring, &vring->used->idx, sizeof(vring->used->idx));
+}
+
+void vring_split_publish(Vring *vring)
+{
+    /* Elements and data are in place before the index shows them (2.7.8.2) */
+    smp_wmb();
+    vring_store16(vring->swap, &vring->used->idx, vring->used_idx);
+    split_mark_published(vring);
+    vring->published_idx = vring->used_idx;
+}
+
+/* Notifications */
+
+bool vring_split_should_notify(Vring *vring)
+{
+    uint16_t old = vring->signalled_used;
+    uint16_t new = vring->published_idx;
+    bool valid = vring->signalled_used_valid;
+    uint16_t event;
+
+    /* The driver must see the index before we look at its wish (SPLIT-38) */
+    smp_mb();
+    if (vring->config.event_idx) {
+        vring->signalled_used = new;
+        vring->signalled_used_valid = true;
+    }
+    if (vring->config.notify_on_empty && !vring->inuse &&
+        !vring_split_more_avail(vring)) {
+        return true;
+    }
+    if (!vring->config.event_idx) {
+        return !(vring_load16(vring->swap, &vring->avail->flags) &
+                 SPLIT_AVAIL_NO_INTERRUPT);
+    }
+    /* Is the event among the entries [old, new) just published? (2.7.7.2) */
+    event = vring_load16(vring->swap, split_used_event(vring));
+    return !valid || (uint16_t)(event - old) < (uint16_t)(new - old);
+}
+
+static void split_set_used_flags(Vring *vring, uint16_t flags)
+{
+    vring_store16(vring->swap, &vring->used->flags, flags);
+    vring_mark_used_dirty(vring, &vring->used->flags,
+                          sizeof(vring->used->flags));
+}
+
+void vring_split_disable_notification(Vring *vring)
+{
+    /*
+     * With EVENT_IDX an avail_event that lies behind already suppresses
+     * notifications, and used->flags stays 0 (2.7.10.2).
+     */
+    if (!vring->config.event_idx) {
+        split_set_used_flags(vring, SPLIT_USED_NO_NOTIFY);
+    }
+}
+
+bool vring_split_enable_notification(Vring *vring)
+{
+    if (vring->config.event_idx) {
+        vring_store16(vring->swap, split_avail_event(vring),
+                      vring->last_avail_idx);
+        vring_mark_used_dirty(vring, split_avail_event(vring),
+                              sizeof(uint16_t));
+    } else {
+        split_set_used_flags(vring, 0);
+    }
+    /* Asked first, then looked: what comes between is not lost (SPLIT-44) */
+    smp_mb();
+    return vring_split_more_avail(vring);
+}

@@ -1,0 +1,443 @@
+/*
+ * The device side of one virtqueue: what does not depend on the ring format
+ *
+ * Knows how an element's memory is mapped, kept alive, marked dirty and given
+ * back.  Does not know how a ring is laid out (vring-split.c), where its
+ * state comes from (vring-virtqueue.c), or how the memory table is made
+ * (vring-memory.c).
+ *
+ * Copyright (c) 2026 the virtio-blk data plane authors
+ *
+ * SPDX-License-Identifier: GPL-2.0-or-later
+ */
+
+#include "qemu/osdep.h"
+#include "qapi/error.h"
+#include "vring-internal.h"
+
+const char *vring_error_str(VringError err)
+{
+    static const char *const str[VRING_ERR__MAX] = {
+        [VRING_ERR_AVAIL_IDX] =
+            "available index is more than a ring ahead",
+        [VRING_ERR_HEAD] =
+            "available ring entry is not below the queue size",
+        [VRING_ERR_QUEUE_FULL] =
+            "more buffers are in flight than the queue has",
+        [VRING_ERR_NEXT] =
+            "next of a descriptor is beyond its table",
+        [VRING_ERR_LOOP] =
+            "descriptor chain is longer than its table",
+        [VRING_ERR_TOO_LONG] =
+            "descriptor chain has too many buffers",
+        [VRING_ERR_ORDER] =
+            "device-readable descriptor follows a device-writable one",
+        [VRING_ERR_ADDRESS] =
+            "buffer is not in RAM that the device may access",
+        [VRING_ERR_LENGTH] =
+            "descriptor chain describes 4 GiB or more",
+        [VRING_ERR_INDIRECT_FEATURE] =
+            "indirect descriptor without VIRTIO_F_INDIRECT_DESC",
+        [VRING_ERR_INDIRECT_NESTED] =
+            "indirect descriptor within an indirect table",
+        [VRING_ERR_INDIRECT_NEXT] =
+            "indirect descriptor has a next one",
+        [VRING_ERR_TABLE_LENGTH] =
+            "indirect table has an invalid length",
+        [VRING_ERR_TABLE_ADDRESS] =
+            "indirect table is not in RAM",
+        [VRING_ERR_RING_LOST] =
+            "the ring's memory has gone away",
+    };
+
+    assert(err > 0 && err < VRING_ERR__MAX);
+    return str[err];
+}
+
+/* Buffers */
+
+void vring_buffer_init(VringBuffer *buf)
+{
+    buf->hold = NULL;
+    buf->capacity = VRING_INLINE_VECTORS;
+    buf->iov = buf->inline_iov;
+    buf->addr = buf->inline_addr;
+}
+
+void vring_buffer_release(VringBuffer *buf)
+{
+    if (buf->iov != buf->inline_iov) {
+        g_free(buf->iov);
+        g_free(buf->addr);
+        vring_buffer_init(buf);
+    }
+}
+
+/*
+ * Long chains are rare and cost more elsewhere, so one step to the largest
+ * size spares the bookkeeping of growing.
+ */
+static void vring_buffer_grow(VringBuffer *buf)
+{
+    struct iovec *iov = g_new(struct iovec, VIRTQUEUE_MAX_SIZE);
+    hwaddr *addr = g_new(hwaddr, VIRTQUEUE_MAX_SIZE);
+
+    assert(buf->capacity < VIRTQUEUE_MAX_SIZE);
+    memcpy(iov, buf->iov, buf->capacity * sizeof(*iov));
+    memcpy(addr, buf->addr, buf->capacity * sizeof(*addr));
+    buf->iov = iov;
+    buf->addr = addr;
+    buf->capacity = VIRTQUEUE_MAX_SIZE;
+}
+
+/* Holds */
+
+static VringHold *vring_hold_new(VringTable *table)
+{
+    VringHold *hold = g_new(VringHold, 1);
+
+    hold->table = table;
+    hold->inflight = 0;
+    return hold;
+}
+
+static void vring_hold_free(VringHold *hold)
+{
+    assert(!hold->inflight);
+    vring_table_unref(hold->table);
+    g_free(hold);
+}
+
+static void vring_hold_put(Vring *vring, VringHold *hold)
+{
+    assert(hold->inflight > 0);
+    if (--hold->inflight == 0 && hold != vring->hold) {
+        vring_hold_free(hold);
+    }
+}
+
+/* Chains */
+
+static int vring_chain_append(VringChain *chain, void *host, hwaddr addr,
+                              uint64_t len, bool is_write)
+{
+    unsigned n = chain->out_num + chain->in_num;
+
+    if (n == VIRTQUEUE_MAX_SIZE) {
+        return -VRING_ERR_TOO_LONG;
+    }
+    if (n == chain->buf->capacity) {
+        vring_buffer_grow(chain->buf);
+    }
+    chain->buf->iov[n].iov_base = host;
+    chain->buf->iov[n].iov_len = len;
+    chain->buf->addr[n] = addr;
+    if (is_write) {
+        chain->in_num++;
+    } else {
+        chain->out_num++;
+    }
+    return 0;
+}
+
+/* From now on the chain's vectors have references of their own. */
+static void vring_chain_pin(Vring *vring, VringChain *chain)
+{
+    if (chain->pinned) {
+        return;
+    }
+    for (unsigned i = 0; i < chain->out_num + chain->in_num; i++) {
+        vring_memory_pin(vring->mem, chain->buf->iov[i].iov_base);
+    }
+    chain->pinned = true;
+}
+
+/*
+ * What the table cannot serve.  An element is wholly in the table or wholly
+ * outside of it, so that the common case has nothing to tell apart.
+ */
+static int vring_chain_add_slow(Vring *vring, VringChain *chain, hwaddr addr,
+                                uint32_t len, bool is_write)
+{
+    vring_chain_pin(vring, chain);
+
+    while (len) {
+        hwaddr mapped = len;
+        void *host = vring_memory_map(vring->mem, addr, &mapped, is_write);
+        int ret;
+
+        if (!host) {
+            return -VRING_ERR_ADDRESS;
+        }
+        ret = vring_chain_append(chain, host, addr, mapped, is_write);
+        if (ret < 0) {
+            /* Nothing was written yet, so nothing gets dirty. */
+            vring_memory_unmap(vring->mem, host, mapped, false);
+            return ret;
+        }
+        len -= mapped;
+        addr += mapped;
+    }
+    return 0;
+}
+
+int vring_chain_add(Vring *vring, VringChain *chain, hwaddr addr,
+                    uint32_t len, bool is_write)
+{
+    void *host;
+
+    if (!len) {
+        return 0;
+    }
+    /* Device-readable buffers come first (VIRTIO 1.3, 2.7.4.2) */
+    if (!is_write && chain->in_num) {
+        return -VRING_ERR_ORDER;
+    }
+    /* No more than 2^32 bytes (2.7.5.2); the used length has 32 bits */
+    chain->bytes += len;
+    if (chain->bytes > UINT32_MAX) {
+        return -VRING_ERR_LENGTH;
+    }
+    if (len - 1 > UINT64_MAX - addr) {
+        return -VRING_ERR_ADDRESS;
+    }
+
+    if (likely(!chain->pinned)) {
+        host = vring_table_translate(vring->hold->table, addr, len,
+                                     &vring->region_hint);
+        if (likely(host)) {
+            return vring_chain_append(chain, host, addr, len, is_write);
+        }
+    }
+    return vring_chain_add_slow(vring, chain, addr, len, is_write);
+}
+
+void vring_chain_undo(Vring *vring, VringChain *chain)
+{
+    if (chain->pinned) {
+        for (unsigned i = 0; i < chain->out_num + chain->in_num; i++) {
+            vring_memory_unmap(vring->mem, chain->buf->iov[i].iov_base,
+                               chain->buf->iov[i].iov_len, false);
+        }
+    }
+    vring_buffer_release(chain->buf);
+}
+
+void vring_chain_finish(Vring *vring, VringChain *chain,
+                        VirtQueueElement *elem, unsigned head)
+{
+    VringBuffer *buf = chain->buf;
+
+    elem->index = head;
+    elem->len = 0;
+    elem->ndescs = 1;
+    elem->in_order_filled = false;
+    elem->out_num = chain->out_num;
+    elem->in_num = chain->in_num;
+    elem->out_addr = buf->addr;
+    elem->out_sg = buf->iov;
+    elem->in_addr = buf->addr + chain->out_num;
+    elem->in_sg = buf->iov + chain->out_num;
+
+    if (chain->pinned) {
+        buf->hold = NULL;
+    } else {
+        buf->hold = vring->hold;
+        buf->hold->inflight++;
+    }
+}
+
+/* Giving an element's memory back */
+
+static void vring_mark_element_dirty(Vring *vring,
+                                     const VirtQueueElement *elem,
+                                     const VringTable *table)
+{
+    for (unsigned i = 0; i < elem->in_num; i++) {
+        const VringRegion *region =
+            vring_table_find(table, elem->in_addr[i], &vring->region_hint);
+
+        vring_region_set_dirty(region, elem->in_addr[i] - region->base,
+                               elem->in_sg[i].iov_len);
+    }
+}
+
+static void vring_unmap_pinned(Vring *vring, const VirtQueueElement *elem)
+{
+    for (unsigned i = 0; i < elem->out_num; i++) {
+        vring_memory_unmap(vring->mem, elem->out_sg[i].iov_base,
+                           elem->out_sg[i].iov_len, false);
+    }
+    for (unsigned i = 0; i < elem->in_num; i++) {
+        vring_memory_unmap(vring->mem, elem->in_sg[i].iov_base,
+                           elem->in_sg[i].iov_len, true);
+    }
+}
+
+static void vring_unmap(Vring *vring, const VirtQueueElement *elem,
+                        VringBuffer *buf)
+{
+    if (buf && buf->hold) {
+        /* The request may have written before it failed or was given up. */
+        vring_mark_element_dirty(vring, elem, buf->hold->table);
+        vring_hold_put(vring, buf->hold);
+        buf->hold = NULL;
+    } else {
+        vring_unmap_pinned(vring, elem);
+    }
+}
+
+void vring_pin(Vring *vring, const VirtQueueElement *elem, VringBuffer *buf)
+{
+    if (!buf->hold) {
+        return;
+    }
+    for (unsigned i = 0; i < elem->out_num; i++) {
+        vring_memory_pin(vring->mem, elem->out_sg[i].iov_base);
+    }
+    for (unsigned i = 0; i < elem->in_num; i++) {
+        vring_memory_pin(vring->mem, elem->in_sg[i].iov_base);
+    }
+    vring_hold_put(vring, buf->hold);
+    buf->hold = NULL;
+}
+
+void vring_mark_used_dirty(Vring *vring, const void *field, size_t len)
+{
+    uint64_t offset = (const char *)field - (const char *)vring->used;
+
+    vring_region_set_dirty(vring->used_region, vring->used_offset + offset,
+                           len);
+}
+
+/* Life */
+
+bool vring_open(Vring *vring, const VringConfig *config, VringMemory *mem,
+                Error **errp)
+{
+    *vring = (Vring) {
+        .config = *config,
+        .mem = mem,
+    };
+    if (!vring_split_init(vring, errp)) {
+        return false;
+    }
+
+    vring->hold = vring_hold_new(vring_memory_get_table(mem));
+    if (!vring_split_resolve(vring)) {
+        vring_hold_free(vring->hold);
+        vring->hold = NULL;
+        error_setg(errp, "the virtqueue's rings are not in guest RAM");
+        return false;
+    }
+    return true;
+}
+
+void vring_close(Vring *vring)
+{
+    vring_hold_free(vring->hold);
+    vring->hold = NULL;
+    vring->desc = NULL;
+    vring->avail = NULL;
+    vring->used = NULL;
+    vring->used_region = NULL;
+}
+
+void vring_refresh_memory(Vring *vring)
+{
+    VringHold *old = vring->hold;
+
+    if (likely(vring_memory_is_current(vring->mem, old->table))) {
+        return;
+    }
+    vring->hold = vring_hold_new(vring_memory_get_table(vring->mem));
+    vring->region_hint = 0;
+    vring_split_resolve(vring);
+    if (!old->inflight) {
+        vring_hold_free(old);
+    }
+}
+
+/* The ring, whatever its format */
+
+int vring_pop(Vring *vring, VirtQueueElement *elem, VringBuffer *buf)
+{
+    int ret;
+
+    if (unlikely(vring->broken)) {
+        return 0;
+    }
+    if (unlikely(!vring->desc)) {
+        return -VRING_ERR_RING_LOST;
+    }
+    ret = vring_split_pop(vring, elem, buf);
+    if (ret > 0) {
+        vring->inuse++;
+    } else if (unlikely(ret < 0)) {
+        vring->broken = true;
+    }
+    return ret;
+}
+
+void vring_push(Vring *vring, const VirtQueueElement *elem, VringBuffer *buf,
+                uint32_t len)
+{
+    vring_unmap(vring, elem, buf);
+    assert(vring->inuse > 0);
+    vring->inuse--;
+    if (likely(vring->used && !vring->broken)) {
+        vring_split_push(vring, elem, len);
+        vring->used_idx++;
+    }
+}
+
+void vring_detach(Vring *vring, const VirtQueueElement *elem, VringBuffer *buf)
+{
+    vring_unmap(vring, elem, buf);
+    assert(vring->inuse > 0);
+    vring->inuse--;
+}
+
+void vring_discard(Vring *vring, const VirtQueueElement *elem)
+{
+    vring_unmap_pinned(vring, elem);
+}
+
+unsigned vring_publish(Vring *vring)
+{
+    uint16_t count = vring->used_idx - vring->published_idx;
+
+    if (!count || unlikely(!vring->used || vring->broken)) {
+        return 0;
+    }
+    vring_split_publish(vring);
+    return count;
+}
+
+bool vring_should_notify(Vring *vring)
+{
+    return vring->used && vring_split_should_notify(vring);
+}
+
+void vring_disable_notification(Vring *vring)
+{
+    if (likely(vring->used)) {
+        vring_split_disable_notification(vring);
+    }
+}
+
+bool vring_enable_notification(Vring *vring)
+{
+    if (unlikely(!vring->used || vring->broken)) {
+        return false;
+    }
+    return vring_split_enable_notification(vring);
+}
+
+bool vring_more_avail(Vring *vring)
+{
+    if (unlikely(!vring->desc || vring->broken)) {
+        return false;
+    }
+    return vring_split_more_avail(vring);
+}

@@ -1,0 +1,223 @@
+/*
+ * Guest memory as a virtqueue's device side sees it
+ *
+ * Knows RAM regions, host pointers, references and dirty tracking.  Does not
+ * know rings or requests.
+ *
+ * A VringTable is an immutable, sorted list of the RAM regions of an address
+ * space, each kept alive by the table.  A VringMemory publishes the table that
+ * is current and replaces it whenever RAM comes or goes.  Whoever looks up
+ * addresses owns a reference to the table that it uses, so that a host
+ * pointer stays valid as long as that reference, even when the region has
+ * been unplugged meanwhile.
+ *
+ * What a table cannot serve (IOMMU translations, buffers that cross regions)
+ * goes through vring_memory_map(), which takes a reference per mapping as the
+ * rest of QEMU does.  MMIO is served by neither: it would need the BQL, and
+ * an IOThread that waits for the BQL while the main loop waits for the
+ * IOThread is a deadlock.
+ *
+ * Copyright (c) 2026 the virtio-blk data plane authors
+ *
+ * SPDX-License-Identifier: GPL-2.0-or-later
+ */
+
+#ifndef HW_VIRTIO_DATAPLANE_VRING_MEMORY_H
+#define HW_VIRTIO_DATAPLANE_VRING_MEMORY_H
+
+#include "qemu/rcu.h"
+#include "exec/hwaddr.h"
+
+/* A contiguous piece of guest RAM that is contiguous in the host, too. */
+typedef struct VringRegion {
+    hwaddr base;                /* guest address of the first byte */
+    uint64_t size;              /* bytes, not 0 */
+    uint8_t *host;              /* host address of the first byte */
+    MemoryRegion *mr;           /* referenced; where writes are recorded */
+    uint64_t mr_offset;         /* of the first byte in @mr */
+} VringRegion;
+
+typedef struct VringTable {
+    struct rcu_head rcu;
+    int refcount;               /* atomic */
+    unsigned nregions;
+    VringRegion regions[];      /* sorted by base, disjoint */
+} VringTable;
+
+typedef struct VringMemory VringMemory;
+
+/**
+ * VringMemoryChangeFunc: a new table has been published
+ * @opaque: what vring_memory_new() was given
+ *
+ * The callee makes whoever uses the old table let go of it in time, or
+ * unplugged memory is never freed.
+ *
+ * Context: BQL held
+ */
+typedef void VringMemoryChangeFunc(void *opaque);
+
+/**
+ * vring_memory_new: follow the RAM of an address space
+ * @as: the device's DMA address space
+ * @changed: called after each change, but not for the first table
+ * @opaque: passed to @changed
+ *
+ * Returns: to be freed with vring_memory_free()
+ *
+ * Context: BQL held
+ */
+VringMemory *vring_memory_new(AddressSpace *as, VringMemoryChangeFunc *changed,
+                              void *opaque);
+
+/**
+ * vring_memory_free: the pair of vring_memory_new()
+ * @mem: may be NULL
+ *
+ * Tables that are still referenced live on until they are released.
+ *
+ * Context: BQL held
+ */
+void vring_memory_free(VringMemory *mem);
+
+/**
+ * vring_memory_get_table: get a reference to the current table
+ *
+ * Returns: to be released with vring_table_unref()
+ *
+ * Context: any thread
+ */
+VringTable *vring_memory_get_table(VringMemory *mem);
+
+/**
+ * vring_memory_is_current: is @table still the current one?
+ *
+ * Context: any thread
+ */
+bool vring_memory_is_current(VringMemory *mem, const VringTable *table);
+
+/**
+ * vring_table_unref: the pair of vring_memory_get_table()
+ * @table: may be NULL
+ *
+ * Context: any thread
+ */
+void vring_table_unref(VringTable *table);
+
+/**
+ * vring_region_set_dirty: note that the device wrote to guest RAM
+ * @region: a region of a table that the caller has a reference to
+ * @offset: of the first byte written, from the start of the region
+ * @len: number of bytes; @offset + @len is within the region
+ *
+ * Context: any thread
+ */
+void vring_region_set_dirty(const VringRegion *region, uint64_t offset,
+                            uint64_t len);
+
+/**
+ * vring_memory_read: copy from guest RAM by the general path
+ *
+ * Returns: false if some byte is not in RAM that the device may read
+ *
+ * Context: any thread
+ */
+bool vring_memory_read(VringMemory *mem, hwaddr addr, void *buf, size_t len);
+
+/**
+ * vring_memory_map: map guest RAM by the general path
+ * @addr: guest address
+ * @len: bytes wanted on entry, bytes mapped on return (at least 1)
+ * @is_write: true if the device is going to write there
+ *
+ * Returns: host address, to be released with vring_memory_unmap(), or NULL
+ *          if there is no RAM that the device may access in this way
+ *
+ * Context: any thread
+ */
+void *vring_memory_map(VringMemory *mem, hwaddr addr, hwaddr *len,
+                       bool is_write);
+
+/**
+ * vring_memory_unmap: the pair of vring_memory_map() and vring_memory_pin()
+ * @host: what the pair returned or was given
+ * @len: bytes that were mapped
+ * @is_write: as given to the pair; if true, all @len bytes are marked dirty
+ *
+ * Context: any thread
+ */
+void vring_memory_unmap(VringMemory *mem, void *host, hwaddr len,
+                        bool is_write);
+
+/**
+ * vring_memory_pin: take the reference that vring_memory_map() would take
+ * @host: a pointer into a region of a table that the caller references
+ *
+ * Afterwards the pointer outlives the table, until vring_memory_unmap() or
+ * dma_memory_unmap().
+ *
+ * Context: any thread
+ */
+void vring_memory_pin(VringMemory *mem, void *host);
+
+/**
+ * vring_table_find: the region that contains a guest address
+ * @table: where to look
+ * @addr: guest address
+ * @hint: index of the region that was found last; updated when one is found
+ *
+ * Most devices work in one or two regions, so that the hint spares the search.
+ *
+ * Returns: NULL if @addr is not in RAM
+ *
+ * Context: any thread
+ */
+static inline const VringRegion *vring_table_find(const VringTable *table,
+                                                  hwaddr addr, unsigned *hint)
+{
+    unsigned lo = 0, hi = table->nregions;
+
+    if (*hint < hi && addr - table->regions[*hint].base <
+                      table->regions[*hint].size) {
+        return &table->regions[*hint];
+    }
+    while (lo < hi) {
+        unsigned mid = lo + (hi - lo) / 2;
+        const VringRegion *region = &table->regions[mid];
+
+        if (addr < region->base) {
+            hi = mid;
+        } else if (addr - region->base >= region->size) {
+            lo = mid + 1;
+        } else {
+            *hint = mid;
+            return region;
+        }
+    }
+    return NULL;
+}
+
+/**
+ * vring_table_translate: host address of a guest buffer within one region
+ * @table: where to look
+ * @addr: guest address
+ * @len: bytes, not 0
+ * @hint: see vring_table_find()
+ *
+ * Returns: NULL if the buffer is not wholly within one region
+ *
+ * Context: any thread
+ */
+static inline void *vring_table_translate(const VringTable *table, hwaddr addr,
+                                          uint64_t len, unsigned *hint)
+{
+    const VringRegion *region = vring_table_find(table, addr, hint);
+
+    /* The subtraction cannot wrap: addr is within the region. */
+    if (!region || len > region->size - (addr - region->base)) {
+        return NULL;
+    }
+    return region->host + (addr - region->base);
+}
+
+#endif /* HW_VIRTIO_DATAPLANE_VRING_MEMORY_H */

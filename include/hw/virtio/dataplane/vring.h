@@ -1,0 +1,309 @@
+/*
+ * The device side of one virtqueue
+ *
+ * Knows the VIRTIO rings and guest memory.  Does not know block devices, nor
+ * AioContexts: who calls it when is its owner's business, as long as calls for
+ * one Vring never overlap.
+ *
+ * Life of a Vring:
+ *
+ *   vring_setup()                  takes the queue over from QEMU's VirtQueue
+ *     vring_refresh_memory()       whenever guest memory has changed
+ *     vring_disable_notification()
+ *     vring_pop()                  until it returns 0
+ *     vring_enable_notification()  true: look again
+ *     vring_push()                 per request that is done
+ *     vring_publish()              shows them to the driver, all at once
+ *     vring_should_notify()        once after each publish
+ *   vring_teardown()               hands the queue back
+ *
+ * A driver that breaks the rules makes vring_pop() return an error; from then
+ * on the Vring is broken and takes and publishes nothing until it is set up
+ * anew, which takes a device reset.  A ring whose memory has gone away is not
+ * broken but lost: vring_pop() says so until the memory returns.
+ *
+ * Copyright (c) 2026 the virtio-blk data plane authors
+ *
+ * SPDX-License-Identifier: GPL-2.0-or-later
+ */
+
+#ifndef HW_VIRTIO_DATAPLANE_VRING_H
+#define HW_VIRTIO_DATAPLANE_VRING_H
+
+#include "hw/virtio/virtio.h"
+#include "hw/virtio/dataplane/vring-memory.h"
+
+/*
+ * What a driver can do wrong.  The policy is the same for all: the device
+ * needs a reset (DEVICE_NEEDS_RESET, VIRTIO 1.3, 2.1.2).
+ */
+typedef enum VringError {
+    VRING_ERR_AVAIL_IDX = 1,    /* available index more than a ring ahead */
+    VRING_ERR_HEAD,             /* available entry is not a descriptor */
+    VRING_ERR_QUEUE_FULL,       /* more buffers in flight than the queue has */
+    VRING_ERR_NEXT,             /* next is not a descriptor */
+    VRING_ERR_LOOP,             /* chain longer than its table */
+    VRING_ERR_TOO_LONG,         /* more than VIRTQUEUE_MAX_SIZE vectors */
+    VRING_ERR_ORDER,            /* device-readable behind device-writable */
+    VRING_ERR_ADDRESS,          /* buffer is not in RAM of that direction */
+    VRING_ERR_LENGTH,           /* chain describes 2^32 bytes or more */
+    VRING_ERR_INDIRECT_FEATURE, /* indirect table without the feature */
+    VRING_ERR_INDIRECT_NESTED,  /* indirect table within another */
+    VRING_ERR_INDIRECT_NEXT,    /* INDIRECT and NEXT in one descriptor */
+    VRING_ERR_TABLE_LENGTH,     /* table length 0, uneven, or too large */
+    VRING_ERR_TABLE_ADDRESS,    /* indirect table is not in RAM */
+    VRING_ERR_RING_LOST,        /* the ring's memory has gone away */
+    VRING_ERR__MAX,
+} VringError;
+
+/* Vectors that a VringBuffer holds without an allocation. */
+#define VRING_INLINE_VECTORS 16
+
+/*
+ * The table that a Vring uses, and the number of popped elements that hold
+ * pointers into it.  Only the last element returns the table, so that no
+ * element pays for a reference of its own.
+ */
+typedef struct VringHold {
+    VringTable *table;
+    unsigned inflight;
+} VringHold;
+
+/*
+ * The memory of an element's vectors, and what keeps the guest memory that
+ * they point to alive: @hold, or, if that is NULL, a reference per vector.
+ */
+typedef struct VringBuffer {
+    VringHold *hold;
+    unsigned capacity;
+    struct iovec *iov;
+    hwaddr *addr;
+    struct iovec inline_iov[VRING_INLINE_VECTORS];
+    hwaddr inline_addr[VRING_INLINE_VECTORS];
+} VringBuffer;
+
+typedef struct VringDesc VringDesc;
+typedef struct VringAvail VringAvail;
+typedef struct VringUsed VringUsed;
+
+typedef struct VringConfig {
+    unsigned num;               /* queue size, a power of two */
+    hwaddr desc;                /* guest addresses of the three areas */
+    hwaddr avail;
+    hwaddr used;
+    bool event_idx;             /* negotiated features */
+    bool indirect;
+    bool notify_on_empty;
+    bool big_endian;            /* byte order of the ring */
+} VringConfig;
+
+typedef struct Vring {
+    /* Read at each operation, written only by setup and memory changes. */
+    const VringDesc *desc;      /* host addresses; NULL: the ring is lost */
+    const VringAvail *avail;
+    VringUsed *used;
+    VringHold *hold;
+    VringMemory *mem;
+    const VringRegion *used_region;
+    uint64_t used_offset;       /* of the used ring in its region */
+    VringConfig config;
+    uint16_t mask;              /* config.num - 1 */
+    bool swap;                  /* ring is not in host byte order */
+
+    /* Written at each operation, in the owner's context. */
+    bool broken;
+    bool signalled_used_valid;
+    uint16_t last_avail_idx;    /* next entry to pop */
+    uint16_t shadow_avail_idx;  /* the driver's index when last read */
+    uint16_t used_idx;          /* next entry to fill */
+    uint16_t published_idx;     /* what the driver sees in used->idx */
+    uint16_t signalled_used;    /* published_idx at the last event check */
+    unsigned inuse;             /* popped and not yet pushed */
+    unsigned region_hint;       /* see vring_table_find() */
+} Vring;
+
+/**
+ * vring_error_str: what the driver did wrong, for an error message
+ */
+const char *vring_error_str(VringError err);
+
+/**
+ * vring_open: prepare a Vring whose positions are all 0
+ * @vring: contents are overwritten
+ * @config: copied; must satisfy VIRTIO 1.3, 2.7.1 and 2.7
+ * @mem: guest memory; outlives the Vring
+ *
+ * Returns: false if an area is not wholly within one RAM region, is not
+ *          aligned (2.7.1), or if the size is no power of two; nothing is
+ *          held then
+ *
+ * Pair: vring_close().  Devices call vring_setup() instead.
+ *
+ * Context: no other call for @vring meanwhile
+ */
+bool vring_open(Vring *vring, const VringConfig *config, VringMemory *mem,
+                Error **errp);
+
+/**
+ * vring_close: the pair of vring_open()
+ *
+ * No element may hold on to the Vring's memory: each was pushed, detached or
+ * pinned.
+ */
+void vring_close(Vring *vring);
+
+/**
+ * vring_setup: take a virtqueue over from QEMU's VirtQueue
+ * @vring: contents are overwritten
+ * @vdev: the device
+ * @n: index of the queue, which the driver has enabled
+ * @mem: guest memory of @vdev; outlives the Vring
+ *
+ * Returns: false with @errp set if this kind of queue cannot be served; the
+ *          VirtQueue is unchanged then
+ *
+ * Pair: vring_teardown()
+ *
+ * Context: BQL held
+ */
+bool vring_setup(Vring *vring, VirtIODevice *vdev, int n, VringMemory *mem,
+                 Error **errp);
+
+/**
+ * vring_teardown: hand a virtqueue back to QEMU's VirtQueue
+ *
+ * All that was pushed has been published, and no element holds on to the
+ * Vring's memory (see vring_pin()).
+ *
+ * Context: BQL held, drained
+ */
+void vring_teardown(Vring *vring, VirtIODevice *vdev, int n);
+
+/**
+ * vring_refresh_memory: use the current memory table
+ *
+ * To be called at the start of each batch, and after each change of memory.
+ * Costs one load where nothing changed.  If the ring's areas are gone the
+ * Vring gets lost, which vring_pop() reports; it recovers when they return.
+ *
+ * Context: the queue's AioContext
+ */
+void vring_refresh_memory(Vring *vring);
+
+/**
+ * vring_buffer_init: make an empty buffer
+ * Pair: vring_buffer_release()
+ */
+void vring_buffer_init(VringBuffer *buf);
+
+/**
+ * vring_buffer_release: free what pop allocated; the buffer can be used again
+ * @buf: not mapped any more: its element was pushed or detached
+ */
+void vring_buffer_release(VringBuffer *buf);
+
+/**
+ * vring_pop: take the next available buffer
+ * @vring: set up
+ * @elem: filled in; its vectors lie in @buf
+ * @buf: initialised, not in use
+ *
+ * Every field of guest memory is read once and checked in the copy that is
+ * used.  On error nothing is held, and the Vring is broken, except that
+ * -VRING_ERR_RING_LOST leaves it as it was.
+ *
+ * Returns: 1 if @elem was filled in, 0 if nothing is available or the Vring
+ *          is broken already, else a negative VringError
+ *
+ * Pair: vring_push() or vring_detach()
+ *
+ * Context: the queue's AioContext
+ */
+int vring_pop(Vring *vring, VirtQueueElement *elem, VringBuffer *buf);
+
+/**
+ * vring_push: put a used element into the ring, not yet visible to the driver
+ * @elem: from vring_pop() or, with @buf NULL, mapped by QEMU's virtqueue code
+ * @buf: what vring_pop() used for @elem; not mapped afterwards
+ * @len: bytes written from the first device-writable one on (2.7.8.2)
+ *
+ * All device-writable memory of @elem is marked dirty.  If the Vring is
+ * broken or lost the element is only unmapped: the driver never sees it.
+ *
+ * Context: the queue's AioContext
+ */
+void vring_push(Vring *vring, const VirtQueueElement *elem, VringBuffer *buf,
+                uint32_t len);
+
+/**
+ * vring_detach: give a popped element up without using it
+ *
+ * Context: the queue's AioContext, or drained
+ */
+void vring_detach(Vring *vring, const VirtQueueElement *elem,
+                  VringBuffer *buf);
+
+/**
+ * vring_discard: unmap a pinned element that is not this Vring's
+ *
+ * For one that was popped before the device was reset: its descriptors are
+ * not the device's any more.
+ *
+ * Context: the queue's AioContext, or drained
+ */
+void vring_discard(Vring *vring, const VirtQueueElement *elem);
+
+/**
+ * vring_pin: make an element's mappings independent of the Vring
+ *
+ * Afterwards the element is one that QEMU's virtqueue code can push, detach
+ * and migrate, and the Vring can be torn down.
+ *
+ * Context: the queue's AioContext, or drained
+ */
+void vring_pin(Vring *vring, const VirtQueueElement *elem, VringBuffer *buf);
+
+/**
+ * vring_publish: show the driver all that was pushed
+ *
+ * Returns: number of elements that became visible; if not 0,
+ *          vring_should_notify() has to be asked
+ *
+ * Context: the queue's AioContext
+ */
+unsigned vring_publish(Vring *vring);
+
+/**
+ * vring_should_notify: does the driver want a used buffer notification?
+ *
+ * Context: the queue's AioContext, once after each vring_publish()
+ */
+bool vring_should_notify(Vring *vring);
+
+/**
+ * vring_disable_notification: spare the driver its available notifications
+ *
+ * A hint only: the driver may send them all the same.
+ *
+ * Context: the queue's AioContext
+ */
+void vring_disable_notification(Vring *vring);
+
+/**
+ * vring_enable_notification: ask for available buffer notifications
+ *
+ * Returns: true if buffers came in meanwhile, for which no notification is
+ *          going to be sent: look again
+ *
+ * Context: the queue's AioContext
+ */
+bool vring_enable_notification(Vring *vring);
+
+/**
+ * vring_more_avail: is there a buffer to pop?
+ *
+ * Context: the queue's AioContext
+ */
+bool vring_more_avail(Vring *vring);
+
+#endif /* HW_VIRTIO_DATAPLANE_VRING_H */
