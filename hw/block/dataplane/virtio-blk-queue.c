@@ -303,7 +303,7 @@ static unsigned take_requests(DataPlaneQueue *q, MultiReqBuffer *mrb,
 static void handle_notify(DataPlaneQueue *q)
 {
     VirtIODevice *vdev = VIRTIO_DEVICE(q->s);
-    MultiReqBuffer mrb;
+    MultiReqBuffer mrb = {};
     unsigned budget = q->vring.config.num;
     unsigned total = 0;
     bool more;
@@ -311,8 +311,6 @@ static void handle_notify(DataPlaneQueue *q)
     if (virtio_device_disabled(vdev)) {
         return;
     }
-    mrb.num_reqs = 0;
-    mrb.num_merged = 0;
     vring_refresh_memory(&q->vring);
 
     defer_call_begin();

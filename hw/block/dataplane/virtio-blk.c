@@ -590,6 +590,12 @@ bool virtio_blk_data_plane_handle_output(VirtIOBlockDataPlane *dp,
     }
 }
 
+AioContext *virtio_blk_data_plane_context(VirtIOBlockDataPlane *dp, unsigned n)
+{
+    return dp->state == VIRTIO_BLK_DATA_PLANE_STATE_DISABLED ?
+           qemu_get_aio_context() : dp->s->vq_aio_context[n];
+}
+
 void virtio_blk_data_plane_queue_reset(VirtIOBlockDataPlane *dp, unsigned n)
 {
     DataPlaneQueue *q = &dp->queues[n];

@@ -75,6 +75,15 @@ bool virtio_blk_data_plane_handle_output(VirtIOBlockDataPlane *dp,
                                          VirtQueue *vq);
 
 /**
+ * virtio_blk_data_plane_context: where requests of a queue run now
+ * @n: index of the queue
+ *
+ * Context: BQL held
+ */
+AioContext *virtio_blk_data_plane_context(VirtIOBlockDataPlane *dp,
+                                          unsigned n);
+
+/**
  * virtio_blk_data_plane_queue_reset: the driver resets one queue (2.6.1)
  * @n: index of the queue
  *
