@@ -466,6 +466,7 @@ void data_plane_queue_teardown(DataPlaneQueue *q)
 void data_plane_queue_start(DataPlaneQueue *q, AioContext *ctx)
 {
     q->ctx = ctx;
+    q->quiesced = false;
     q->host_notifier = *virtio_queue_get_host_notifier(q->vq);
     q->guest_notifier = *virtio_queue_get_guest_notifier(q->vq);
     q->notify_bh = aio_bh_new(ctx, notify_guest_bh, q);
@@ -474,6 +475,9 @@ void data_plane_queue_start(DataPlaneQueue *q, AioContext *ctx)
 
 void data_plane_queue_attach(DataPlaneQueue *q)
 {
+    if (q->quiesced) {
+        return;
+    }
     aio_set_event_notifier(q->ctx, &q->host_notifier, host_notifier_read,
                            host_notifier_poll, host_notifier_poll_ready);
     aio_set_event_notifier_poll(q->ctx, &q->host_notifier,
@@ -507,6 +511,7 @@ static void quiesce_bh(void *opaque)
 
 void data_plane_queue_quiesce(DataPlaneQueue *q)
 {
+    q->quiesced = true;
     aio_wait_bh_oneshot(q->ctx, quiesce_bh, q);
 }
 

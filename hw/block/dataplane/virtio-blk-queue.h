@@ -66,6 +66,7 @@ struct DataPlaneQueue {
     QEMUBH *notify_bh;
     QEMUBH *memory_bh;
     uint16_t index;
+    bool quiesced;              /* not to be attached until started anew */
 
     /*
      * The driver has enabled the queue and @vring is set up.  Writer: BQL
@@ -153,6 +154,8 @@ void data_plane_queue_detach(DataPlaneQueue *q);
  * data_plane_queue_quiesce: detach, and wait for a handler that still runs
  *
  * A kick that has come meanwhile is cleared: the next attach kicks anyway.
+ * Attaching has no effect until data_plane_queue_start(), so that the end of
+ * a drained section does not undo this.
  *
  * Context: BQL held
  */

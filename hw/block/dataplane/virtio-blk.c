@@ -116,38 +116,36 @@ static const BlockOpType blocked_ops[] = {
     BLOCK_OP_TYPE_MIRROR_TARGET,
 };
 
-static void unblock(VirtIOBlockDataPlane *dp)
-{
-    if (!dp->blocked_bs) {
-        return;
-    }
-    for (int i = 0; i < ARRAY_SIZE(blocked_ops); i++) {
-        bdrv_op_unblock(dp->blocked_bs, blocked_ops[i], dp->blocker);
-    }
-    bdrv_unref(dp->blocked_bs);
-    dp->blocked_bs = NULL;
-}
-
 /*
  * Blockers stand on nodes, and the backend's node changes with snapshots and
  * jobs.  The reference keeps a node from going away with our blocker on it.
+ * It is dropped last, because that may run the main loop and come here again.
  */
-static void update_blocker(VirtIOBlockDataPlane *dp)
+static void move_blocker(VirtIOBlockDataPlane *dp, BlockDriverState *bs)
 {
-    BlockDriverState *bs = blk_bs(dp->s->blk);
+    BlockDriverState *old = dp->blocked_bs;
 
-    if (bs == dp->blocked_bs) {
-        return;
-    }
-    unblock(dp);
-    if (!bs) {
+    if (bs == old) {
         return;
     }
     for (int i = 0; i < ARRAY_SIZE(blocked_ops); i++) {
-        bdrv_op_block(bs, blocked_ops[i], dp->blocker);
+        if (old) {
+            bdrv_op_unblock(old, blocked_ops[i], dp->blocker);
+        }
+        if (bs) {
+            bdrv_op_block(bs, blocked_ops[i], dp->blocker);
+        }
     }
-    bdrv_ref(bs);
+    if (bs) {
+        bdrv_ref(bs);
+    }
     dp->blocked_bs = bs;
+    bdrv_unref(old);
+}
+
+static void update_blocker(VirtIOBlockDataPlane *dp)
+{
+    move_blocker(dp, blk_bs(dp->s->blk));
 }
 
 static void blocker_bh(void *opaque)
@@ -157,7 +155,8 @@ static void blocker_bh(void *opaque)
 
 static void remove_bs(Notifier *n, void *data)
 {
-    unblock(container_of(n, VirtIOBlockDataPlane, remove_bs_notifier));
+    move_blocker(container_of(n, VirtIOBlockDataPlane, remove_bs_notifier),
+                 NULL);
 }
 
 /* Creation */
@@ -258,7 +257,7 @@ void virtio_blk_data_plane_destroy(VirtIOBlock *s)
     s->dataplane = NULL;
 
     notifier_remove(&dp->remove_bs_notifier);
-    unblock(dp);
+    move_blocker(dp, NULL);
     error_free(dp->blocker);
     qemu_bh_delete(dp->blocker_bh);
     qemu_bh_delete(dp->attention_bh);

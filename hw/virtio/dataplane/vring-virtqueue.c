@@ -38,6 +38,43 @@ static bool vring_supports(VirtIODevice *vdev, Error **errp)
     return true;
 }
 
+static bool vring_area_is_in_ram(VringMemory *mem, hwaddr addr, hwaddr size,
+                                 bool is_write)
+{
+    while (size) {
+        hwaddr len = size;
+        void *host = vring_memory_map(mem, addr, &len, is_write);
+
+        if (!host) {
+            return false;
+        }
+        vring_memory_unmap(mem, host, len, false);
+        addr += len;
+        size -= len;
+    }
+    return true;
+}
+
+/*
+ * An area that the table does not have may be translated by an IOMMU or cross
+ * regions, which QEMU's own path can cope with.  If there is no RAM at all it
+ * is the driver's mistake (ROBS-22).
+ */
+static void vring_check_areas(VirtIODevice *vdev, int n, VringMemory *mem,
+                              const VringConfig *config)
+{
+    if (!vring_area_is_in_ram(mem, config->desc,
+                              virtio_queue_get_desc_size(vdev, n), false) ||
+        !vring_area_is_in_ram(mem, config->avail,
+                              virtio_queue_get_avail_size(vdev, n), false) ||
+        !vring_area_is_in_ram(mem, config->used,
+                              virtio_queue_get_used_size(vdev, n), true)) {
+        virtio_error(vdev, "%s: queue %d: the virtqueue's rings are not in "
+                     "RAM; the device stops until the guest resets it",
+                     vdev->name, n);
+    }
+}
+
 bool vring_setup(Vring *vring, VirtIODevice *vdev, int n, VringMemory *mem,
                  Error **errp)
 {
@@ -54,8 +91,11 @@ bool vring_setup(Vring *vring, VirtIODevice *vdev, int n, VringMemory *mem,
     };
     VirtQueueRingState state;
 
-    if (!vring_supports(vdev, errp) ||
-        !vring_open(vring, &config, mem, errp)) {
+    if (!vring_supports(vdev, errp)) {
+        return false;
+    }
+    if (!vring_open(vring, &config, mem, errp)) {
+        vring_check_areas(vdev, n, mem, &config);
         return false;
     }
 

@@ -160,7 +160,8 @@ void vring_close(Vring *vring);
  * @mem: guest memory of @vdev; outlives the Vring
  *
  * Returns: false with @errp set if this kind of queue cannot be served; the
- *          VirtQueue is unchanged then
+ *          VirtQueue is unchanged then.  If not even QEMU's own path could
+ *          serve it, because its rings are not in RAM, the device is broken.
  *
  * Pair: vring_teardown()
  *
