@@ -407,7 +407,8 @@ void data_plane_queue_init(DataPlaneQueue *q, VirtIOBlockDataPlane *dp,
     q->s = s;
     q->vq = virtio_get_queue(VIRTIO_DEVICE(s), index);
     q->index = index;
-    q->pool_size = s->conf.queue_size;
+    /* The driver may choose any size up to this, whatever we offer. */
+    q->pool_size = VIRTQUEUE_MAX_SIZE;
     /* Untouched memory costs nothing; slots are initialised at first use. */
     q->pool = g_new(DataPlaneReq, q->pool_size);
     QSLIST_INIT(&q->pool_free);

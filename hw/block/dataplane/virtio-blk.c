@@ -310,7 +310,8 @@ static void setup_late_queues(VirtIOBlockDataPlane *dp)
         if (!data_plane_queue_setup(q, dp->mem, &err)) {
             virtio_error(VIRTIO_DEVICE(dp->s), "virtio-blk %s: queue %u was "
                          "enabled late: %s; the device stops until the guest "
-                         "resets it", device_name(dp), i, error_get_pretty(err));
+                         "resets it", device_name(dp), i,
+                         error_get_pretty(err));
             error_free(err);
         } else if (q->active) {
             trace_virtio_blk_data_plane_queue_late(dp->s, i);

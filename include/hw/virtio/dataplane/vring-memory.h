@@ -142,7 +142,8 @@ void *vring_memory_map(VringMemory *mem, hwaddr addr, hwaddr *len,
  * vring_memory_unmap: the pair of vring_memory_map() and vring_memory_pin()
  * @host: what the pair returned or was given
  * @len: bytes that were mapped
- * @is_write: as given to the pair; if true, all @len bytes are marked dirty
+ * @is_write: true if the device may have written there; all @len bytes are
+ *            marked dirty then
  *
  * Context: any thread
  */

@@ -1,0 +1,277 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+# Copyright (c) 2026 the virtio-blk data plane authors
+"""
+The cases of the migration test, in the table CASES at the end.
+
+Each gets a Session, boots a guest with a disk, sends it from one QEMU process
+to another, and lets the guest itself judge its data. How that is done stands
+in machine.py. The ids in the descriptions are rows of the list of faults that
+data planes have had elsewhere: M9 is migration, D11 a notification lost when
+the plane stops.
+"""
+
+import hashlib
+import os
+import subprocess
+from typing import Any, Callable, Dict, List, NamedTuple, Optional
+
+from machine import Disk, Environment, Machine, TestFailed
+
+MIB = 1024 * 1024
+DISK_SIZE = 48 * MIB
+
+# The requests that are made to fail, see start_read and start_writes.
+READ_OFFSET = 2 * MIB
+READ_SIZE = 4096
+WRITES_OFFSET = 1 * MIB
+WRITES_SIZE = 128 * 1024
+SECTOR = 512
+
+
+class Session:
+    """The QEMU processes of one case, which all end with it."""
+
+    def __init__(self, env: Environment) -> None:
+        self.env = env
+        self.machines: List[Machine] = []
+
+    def boot(self, *disks: Disk) -> Machine:
+        """A process whose guest has booted."""
+        return self._start(False, disks)
+
+    def incoming(self, *disks: Disk) -> Machine:
+        """A process that waits for a guest."""
+        return self._start(True, disks)
+
+    def _start(self, incoming: bool, disks: Any) -> Machine:
+        name = f"qemu{len(self.machines)}"
+        machine = Machine(self.env, name, list(disks), incoming)
+        self.machines.append(machine)
+        return machine.start()
+
+    def close(self) -> None:
+        """Ends what the case has left running."""
+        for machine in self.machines:
+            if machine.is_running():
+                machine.kill()
+
+
+def check_image(path: str) -> None:
+    """The host, too, finds the file system clean."""
+    path_env = dict(os.environ, PATH=os.environ["PATH"] + ":/usr/sbin:/sbin")
+    done = subprocess.run(["e2fsck", "-f", "-n", path], env=path_env,
+                          stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+                          check=False, text=True)
+    if done.returncode != 0:
+        raise TestFailed(f"e2fsck on the host: {done.stdout}")
+
+
+def migrate_and_back(session: Session, here: bool, there: bool) -> None:
+    """Under verified load, from one path to the other and back."""
+    image = session.env.image("load.img", DISK_SIZE)
+    first = session.boot(Disk("load", image, here))
+    first.guest.run("start_load load")
+    first.check_load("load")
+    second = session.incoming(Disk("load", image, there))
+    first.migrate_to(second)
+    first.end()
+    second.check_load("load")
+    third = session.incoming(Disk("load", image, here))
+    second.migrate_to(third)
+    second.end()
+    third.check_load("load")
+    third.guest.run("end_load")
+    third.end()
+    check_image(image)
+
+
+def device_writes(session: Session) -> None:
+    """
+    Memory that only the device has written arrives.
+
+    One file is in the guest's page cache while most memory is sent. Then the
+    other is read into that memory, in the middle of the migration, and must
+    be what the guest finds there after it.
+    """
+    image = session.env.image("load.img", DISK_SIZE)
+    source = session.boot(Disk("load", image, True))
+    source.guest.run("make_files load")
+    source.guest.run("read_file one")
+    target = session.incoming(Disk("load", image, True))
+    source.begin_migration(target, bandwidth=64 * MIB)
+    source.wait_nearly_sent(24 * MIB)
+    # Now so slow that it does not end before it is let.
+    source.cmd("migrate-set-parameters", **{"max-bandwidth": MIB // 2,
+                                            "downtime-limit": 0})
+    source.guest.run("forget_files")
+    source.guest.run("read_file two")
+    if source.migration() != "active":
+        raise TestFailed("the migration ended before it should")
+    source.cmd("migrate-set-parameters", **{"max-bandwidth": 1 << 30,
+                                            "downtime-limit": 1000})
+    source.wait_migration("completed")
+    target.wait_migration("completed")
+    source.end()
+    before = target.served("load")
+    target.guest.run("check_file two")
+    if target.served("load") != before:
+        raise TestFailed("the guest read from the disk, not from memory")
+    # Reads the disk again, so that this process serves it, too.
+    target.guest.run("forget_files")
+    target.guest.run("check_file one")
+    target.check_path("load")
+    target.end()
+
+
+def cancel(session: Session) -> None:
+    """Every way to fail leaves the source at work; then one succeeds."""
+    image = session.env.image("load.img", DISK_SIZE)
+    source = session.boot(Disk("load", image, True))
+    source.guest.run("start_load load")
+
+    # While memory is copied. The bandwidth is so small that it cannot end.
+    target = session.incoming(Disk("load", image, True))
+    source.begin_migration(target, bandwidth=MIB)
+    source.wait_migration("active")
+    source.check_load("load")
+    source.cmd("migrate_cancel")
+    source.wait_migration("cancelled")
+    source.check_load("load")
+    target.kill()
+
+    # Past the point where the plane was stopped for the move.
+    source.capability("pause-before-switchover", True)
+    target = session.incoming(Disk("load", image, True))
+    source.begin_migration(target)
+    source.wait_migration("pre-switchover")
+    source.cmd("migrate_cancel")
+    source.wait_migration("cancelled")
+    source.wait_state("running")
+    source.check_load("load")
+    target.kill()
+
+    # The destination dies when the source believes that it is done.
+    target = session.incoming(Disk("load", image, True))
+    source.begin_migration(target)
+    source.wait_migration("pre-switchover")
+    target.kill()
+    source.cmd("migrate-continue", state="pre-switchover")
+    source.wait_migration("failed")
+    source.wait_state("running")
+    source.check_load("load")
+
+    source.capability("pause-before-switchover", False)
+    target = session.incoming(Disk("load", image, True))
+    source.migrate_to(target)
+    source.end()
+    target.check_load("load")
+    target.guest.run("end_load")
+    target.end()
+    check_image(image)
+
+
+def failing(kind: str, offset: int, size: int,
+            once: bool = False) -> List[Dict[str, Any]]:
+    """Rules with which every 4 KiB request of a kind fails in a range."""
+    return [{"event": "none", "iotype": kind, "errno": 5, "once": once,
+             "sector": sector}
+            for sector in range(offset // SECTOR, (offset + size) // SECTOR, 8)]
+
+
+def parked_image(session: Session) -> str:
+    """An image with something to read; returns its path."""
+    image = session.env.image("parked.img", DISK_SIZE)
+    with open(image, "r+b") as file:
+        file.seek(READ_OFFSET)
+        file.write(bytes(i * 7 % 251 for i in range(READ_SIZE)))
+    return image
+
+
+def read_sum() -> str:
+    """Checksum of what parked_image() put there."""
+    data = bytes(i * 7 % 251 for i in range(READ_SIZE))
+    return hashlib.sha256(data).hexdigest()
+
+
+def park(machine: Machine, command: str) -> None:
+    """Lets the guest submit what fails, until that has stopped the guest."""
+    machine.guest.run(command)
+    machine.event_wait("BLOCK_IO_ERROR", match={"data": {"action": "stop"}})
+    machine.wait_state("io-error")
+
+
+def resume(machine: Machine, command: str) -> None:
+    """The parked requests complete where they have arrived."""
+    machine.wait_state("io-error")
+    machine.cmd("cont")
+    machine.guest.run(command)
+    machine.wait_state("running")
+    machine.check_path("parked")
+
+
+def parked_requests(session: Session, here: bool, there: bool) -> None:
+    """What werror=stop and rerror=stop parked travels and completes there."""
+    image = parked_image(session)
+    bad_read = failing("read", READ_OFFSET, READ_SIZE)
+    bad_writes = failing("write", WRITES_OFFSET, WRITES_SIZE)
+    first = session.boot(Disk("parked", image, here, bad_read))
+    park(first, "start_read parked")
+    second = session.incoming(Disk("parked", image, there, bad_writes))
+    first.migrate_to(second)
+    first.end()
+    resume(second, f"end_read {read_sum()}")
+    park(second, "start_writes parked")
+    third = session.incoming(Disk("parked", image, here))
+    second.migrate_to(third)
+    second.end()
+    resume(third, "end_writes")
+    third.end()
+
+
+def parked_cancel(session: Session) -> None:
+    """Parked requests complete at the source when the move was cancelled."""
+    image = parked_image(session)
+    rules = failing("read", READ_OFFSET, READ_SIZE, once=True)
+    source = session.boot(Disk("parked", image, True, rules))
+    park(source, "start_read parked")
+    source.capability("pause-before-switchover", True)
+    target = session.incoming(Disk("parked", image, True))
+    source.begin_migration(target)
+    source.wait_migration("pre-switchover")
+    source.cmd("migrate_cancel")
+    source.wait_migration("cancelled")
+    target.kill()
+    resume(source, f"end_read {read_sum()}")
+    source.end()
+
+
+class Case(NamedTuple):
+    """A row of the table: name, what it shows, and how."""
+    name: str
+    shows: str
+    run: Callable[..., None]
+    args: Dict[str, Any] = {}
+    skip_without_plane: Optional[str] = None
+
+
+PLANES = "compares two paths, and this QEMU has only its own"
+
+CASES = [
+    Case("load", "M9 D11: under load from plane to plane and back",
+         migrate_and_back, {"here": True, "there": True}),
+    Case("load-to-stock", "M9: under load from plane to QEMU's path and back",
+         migrate_and_back, {"here": True, "there": False}, PLANES),
+    Case("load-from-stock", "M9: under load from QEMU's path to plane and back",
+         migrate_and_back, {"here": False, "there": True}, PLANES),
+    Case("device-writes", "M9: memory that only the device has written",
+         device_writes),
+    Case("cancel", "M9: cancelled and failed migrations under load", cancel),
+    Case("parked", "M9: parked requests travel from plane to plane and back",
+         parked_requests, {"here": True, "there": True}),
+    Case("parked-to-stock", "M9: parked requests travel to QEMU's path and back",
+         parked_requests, {"here": True, "there": False}, PLANES),
+    Case("parked-from-stock", "M9: parked requests travel from QEMU's path",
+         parked_requests, {"here": False, "there": True}, PLANES),
+    Case("parked-cancel", "M9: parked requests of a cancelled migration",
+         parked_cancel),
+]

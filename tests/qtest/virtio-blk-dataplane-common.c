@@ -1,0 +1,1229 @@
+/*
+ * A small virtio-blk driver for the qtests of the data plane
+ *
+ * See the header for what it may know.  Rings and requests are laid out here,
+ * libqos finds the device and reaches its registers.
+ *
+ * Copyright (c) 2026 the virtio-blk data plane authors
+ *
+ * SPDX-License-Identifier: GPL-2.0-or-later
+ */
+
+#include "qemu/osdep.h"
+#include "qemu/bswap.h"
+#include "qemu/cutils.h"
+#include "qobject/qdict.h"
+#include "qobject/qlist.h"
+#include "libqos/malloc-pc.h"
+#include "libqos/pci-pc.h"
+#include "virtio-blk-dataplane-common.h"
+
+#define PAGE 4096ull
+#define STATUS_OFFSET 64
+#define TABLE_OFFSET 256
+#define HEAD_BYTES 128          /* header, canaries and status */
+#define CANARY 0xa5
+#define DEFAULT_NUM 256
+#define SPLIT_AT 200            /* odd place to cut data at */
+#define VECTOR_CONFIG 0
+#define VECTOR_QUEUE 1
+
+const DpMode dp_mode_iothread = { "iothread", ",iothread=io0", true };
+const DpMode dp_mode_private = { "private", ",x-data-plane=on", true };
+const DpMode dp_mode_off = {
+    "off", ",iothread=io0,x-data-plane=off", false
+};
+const DpMode dp_mode_main = { "main-loop", "", false };
+
+const DpMode *const dp_modes[] = {
+    &dp_mode_iothread, &dp_mode_private, &dp_mode_off, &dp_mode_main, NULL
+};
+
+const char *const dp_framing_name[DP_FRAMING__MAX] = {
+    [DP_DIRECT] = "direct",
+    [DP_MERGED] = "merged",
+    [DP_BYTES] = "bytes",
+    [DP_INDIRECT] = "indirect",
+    [DP_INDIRECT_WRITE] = "indirect-write",
+    [DP_HALF_INDIRECT] = "half-indirect",
+    [DP_SHUFFLED] = "shuffled",
+};
+
+/* Hang guards */
+
+gint64 dp_deadline(void)
+{
+    return g_get_monotonic_time() + DP_HANG_SECONDS * G_TIME_SPAN_SECOND;
+}
+
+void dp_check_deadline(gint64 deadline, const char *what)
+{
+    if (g_get_monotonic_time() > deadline) {
+        g_error("no progress within %d seconds while waiting for %s",
+                DP_HANG_SECONDS, what);
+    }
+}
+
+/* Files */
+
+static char *tmp_dir;
+
+static void tmp_remove(void *unused)
+{
+    const char *name;
+    GDir *dir;
+
+    if (!tmp_dir) {
+        return;
+    }
+    dir = g_dir_open(tmp_dir, 0, NULL);
+    while (dir && (name = g_dir_read_name(dir))) {
+        g_autofree char *path = g_build_filename(tmp_dir, name, NULL);
+
+        unlink(path);
+    }
+    if (dir) {
+        g_dir_close(dir);
+    }
+    rmdir(tmp_dir);
+}
+
+char *dp_tmp(const char *name)
+{
+    if (!tmp_dir) {
+        g_autoptr(GError) err = NULL;
+
+        tmp_dir = g_dir_make_tmp("dataplane-XXXXXX", &err);
+        g_assert_no_error(err);
+        qtest_add_abrt_handler(tmp_remove, &tmp_dir);
+    }
+    return g_build_filename(tmp_dir, name, NULL);
+}
+
+void dp_tmp_cleanup(void)
+{
+    if (tmp_dir) {
+        tmp_remove(NULL);
+        qtest_remove_abrt_handler(&tmp_dir);
+        g_free(tmp_dir);
+        tmp_dir = NULL;
+    }
+}
+
+char *dp_image(const char *name, uint64_t size)
+{
+    char *path = dp_tmp(name);
+    int fd = open(path, O_RDWR | O_CREAT | O_TRUNC, 0600);
+
+    g_assert_cmpint(fd, >=, 0);
+    g_assert_cmpint(ftruncate(fd, size), ==, 0);
+    close(fd);
+    return path;
+}
+
+/* The machine */
+
+DpVm *dp_vm_start(const char *fmt, ...)
+{
+    g_autofree char *args = NULL;
+    DpVm *vm = g_new0(DpVm, 1);
+    va_list ap;
+
+    va_start(ap, fmt);
+    args = g_strdup_vprintf(fmt, ap);
+    va_end(ap);
+
+    vm->qts = qtest_initf("-M pc -m 64 -nodefaults "
+                          "-object iothread,id=io0 -object iothread,id=io1 %s",
+                          args);
+    pc_alloc_init(&vm->alloc, vm->qts, ALLOC_NO_FLAGS);
+    vm->bus = qpci_new_pc(vm->qts, &vm->alloc);
+    return vm;
+}
+
+void dp_vm_quit(DpVm *vm)
+{
+    qpci_free_pc(vm->bus);
+    alloc_destroy(&vm->alloc);
+    qtest_quit(vm->qts);
+    dp_tmp_cleanup();
+    g_free(vm);
+}
+
+DpVm *dp_vm_null(const DpMode *mode, const char *opts, const char *props)
+{
+    return dp_vm_start("-blockdev null-co,node-name=n0,size=67108864%s "
+                       "-device virtio-blk-pci,id=d0,drive=n0,addr=%d%s%s",
+                       opts, DP_SLOT, mode->props, props);
+}
+
+DpVm *dp_vm_file(const DpMode *mode, uint64_t size, const char *props)
+{
+    g_autofree char *path = dp_image("disk.img", size);
+
+    return dp_vm_start("-blockdev file,node-name=f0,filename=%s,"
+                       "discard=unmap "
+                       "-blockdev raw,node-name=n0,file=f0,discard=unmap "
+                       "-device virtio-blk-pci,id=d0,drive=n0,addr=%d%s%s",
+                       path, DP_SLOT, mode->props, props);
+}
+
+/* The device */
+
+static void common_writew(DpDisk *disk, size_t offset, uint16_t value)
+{
+    qpci_io_writew(disk->pci->pdev, disk->pci->bar,
+                   disk->pci->common_cfg_offset + offset, value);
+}
+
+static uint16_t common_readw(DpDisk *disk, size_t offset)
+{
+    return qpci_io_readw(disk->pci->pdev, disk->pci->bar,
+                         disk->pci->common_cfg_offset + offset);
+}
+
+static bool is_modern(DpDisk *disk)
+{
+    return disk->pci->common_cfg_offset != 0 || disk->pci->notify_cfg_offset;
+}
+
+DpDisk *dp_disk_probe(DpVm *vm, const char *id, int slot)
+{
+    QPCIAddress addr = { .devfn = QPCI_DEVFN(slot, 0) };
+    DpDisk *disk = g_new0(DpDisk, 1);
+
+    disk->vm = vm;
+    disk->id = g_strdup(id);
+    disk->pci = virtio_pci_new(vm->bus, &addr);
+    g_assert_nonnull(disk->pci);
+    disk->vdev = &disk->pci->vdev;
+    g_assert_cmpint(disk->vdev->device_type, ==, VIRTIO_ID_BLOCK);
+    qvirtio_pci_device_enable(disk->pci);
+    disk->want_num = is_modern(disk) ? DEFAULT_NUM : 0;
+    disk->free_desc = g_array_new(false, false, sizeof(uint16_t));
+    return disk;
+}
+
+void dp_disk_free(DpDisk *disk)
+{
+    g_array_free(disk->free_desc, true);
+    g_free(disk->by_head);
+    g_free(disk->vqpci);
+    g_free(disk->pci->pdev);
+    g_free(disk->pci);
+    g_free(disk->id);
+    g_free(disk);
+}
+
+static void forget_in_flight(DpDisk *disk)
+{
+    g_array_set_size(disk->free_desc, 0);
+    for (unsigned i = 0; i < disk->num; i++) {
+        uint16_t desc = disk->num - 1 - i;
+
+        g_array_append_val(disk->free_desc, desc);
+        if (disk->by_head[i]) {
+            disk->by_head[i]->in_flight = false;
+            disk->by_head[i] = NULL;
+        }
+    }
+    disk->avail_idx = 0;
+    disk->exposed_idx = 0;
+    disk->used_idx = 0;
+    disk->pending = 0;
+}
+
+void dp_disk_reset(DpDisk *disk)
+{
+    qvirtio_reset(disk->vdev);
+    if (disk->by_head) {
+        forget_in_flight(disk);
+    }
+}
+
+void dp_disk_new_ring(DpDisk *disk)
+{
+    disk->ring = 0;
+}
+
+static void place_ring(DpDisk *disk)
+{
+    QVirtQueue *vq = disk->vq;
+    uint64_t size = qvring_size(disk->num, PAGE) + PAGE;
+
+    if (!disk->ring || disk->ring_size < size) {
+        disk->ring = guest_alloc(&disk->vm->alloc, size);
+        disk->ring_size = size;
+    }
+    qtest_memset(disk->vm->qts, disk->ring, 0, size);
+    vq->desc = disk->ring;
+    vq->avail = vq->desc + 16 * disk->num;
+    vq->used = QEMU_ALIGN_UP(vq->avail + 6 + 2 * disk->num, PAGE);
+}
+
+static void enable_queue(DpDisk *disk)
+{
+    disk->vdev->bus->set_queue_address(disk->vdev, disk->vq);
+    if (is_modern(disk)) {
+        common_writew(disk, offsetof(struct virtio_pci_common_cfg,
+                                     queue_enable), 1);
+    }
+}
+
+void dp_disk_place_ring(DpDisk *disk, uint64_t desc, uint64_t avail,
+                        uint64_t used)
+{
+    disk->vq->desc = desc;
+    disk->vq->avail = avail;
+    disk->vq->used = used;
+    enable_queue(disk);
+}
+
+static void set_up_queue(DpDisk *disk)
+{
+    QVirtioDevice *vdev = disk->vdev;
+
+    vdev->bus->queue_select(vdev, 0);
+    disk->num = vdev->bus->get_queue_size(vdev);
+    if (disk->want_num) {
+        common_writew(disk, offsetof(struct virtio_pci_common_cfg,
+                                     queue_size), disk->want_num);
+        disk->num = common_readw(disk, offsetof(struct virtio_pci_common_cfg,
+                                                queue_size));
+        g_assert_cmpuint(disk->num, ==, disk->want_num);
+    }
+
+    g_free(disk->vqpci);
+    disk->vqpci = g_new0(QVirtQueuePCI, 1);
+    disk->vq = &disk->vqpci->vq;
+    disk->vq->vdev = vdev;
+    disk->vq->size = disk->num;
+    disk->vq->event = disk->features & (1ull << VIRTIO_RING_F_EVENT_IDX);
+    disk->vq->indirect = disk->features & (1ull << VIRTIO_RING_F_INDIRECT_DESC);
+    if (is_modern(disk)) {
+        uint16_t off = common_readw(disk,
+                                    offsetof(struct virtio_pci_common_cfg,
+                                             queue_notify_off));
+        disk->vqpci->notify_offset = disk->pci->notify_cfg_offset +
+                                     off * disk->pci->notify_off_multiplier;
+    }
+
+    g_free(disk->by_head);
+    disk->by_head = g_new0(DpReq *, disk->num);
+    forget_in_flight(disk);
+    place_ring(disk);
+    enable_queue(disk);
+}
+
+static void set_up_vectors(DpDisk *disk)
+{
+    if (disk->no_msix) {
+        return;
+    }
+    if (!disk->pci->pdev->msix_enabled) {
+        qpci_msix_enable(disk->pci->pdev);
+    }
+    disk->vqpci->msix_data = 0x5a5a0000 | VECTOR_QUEUE;
+    qvirtio_pci_set_msix_configuration_vector(disk->pci, &disk->vm->alloc,
+                                              VECTOR_CONFIG);
+    qvirtqueue_pci_msix_setup(disk->pci, disk->vqpci, &disk->vm->alloc,
+                              VECTOR_QUEUE);
+    qtest_writel(disk->vm->qts, disk->pci->config_msix_addr, 0);
+    qtest_writel(disk->vm->qts, disk->vqpci->msix_addr, 0);
+}
+
+void dp_disk_init(DpDisk *disk, uint64_t features)
+{
+    QVirtioDevice *vdev = disk->vdev;
+
+    if (disk->by_head) {
+        forget_in_flight(disk);
+    }
+    qvirtio_start_device(vdev);
+    features &= qvirtio_get_features(vdev);
+    features &= ~QVIRTIO_F_BAD_FEATURE;
+    features &= ~(1ull << VIRTIO_F_NOTIFY_ON_EMPTY);
+    if (is_modern(disk)) {
+        features |= 1ull << VIRTIO_F_VERSION_1;
+        features &= ~(1ull << VIRTIO_F_RING_PACKED);
+    }
+    disk->features = features;
+    qvirtio_set_features(vdev, features);
+    set_up_queue(disk);
+    set_up_vectors(disk);
+}
+
+void dp_disk_start(DpDisk *disk, uint64_t features)
+{
+    dp_disk_init(disk, features);
+    qvirtio_set_driver_ok(disk->vdev);
+}
+
+void dp_queue_restart(DpDisk *disk)
+{
+    forget_in_flight(disk);
+    set_up_queue(disk);
+    set_up_vectors(disk);
+}
+
+DpDisk *dp_disk_new(DpVm *vm, uint64_t features)
+{
+    DpDisk *disk = dp_disk_probe(vm, "d0", DP_SLOT);
+
+    dp_disk_start(disk, features);
+    return disk;
+}
+
+uint8_t dp_status(DpDisk *disk)
+{
+    return disk->vdev->bus->get_status(disk->vdev);
+}
+
+void dp_assert_broken(DpDisk *disk)
+{
+    gint64 deadline = dp_deadline();
+
+    while (!(dp_status(disk) & VIRTIO_CONFIG_S_NEEDS_RESET)) {
+        dp_check_deadline(deadline, "DEVICE_NEEDS_RESET");
+    }
+    dp_wait_config_irq(disk);
+}
+
+void dp_assert_works(DpDisk *disk)
+{
+    uint32_t seed = g_test_rand_int();
+
+    g_assert_cmpint(dp_rw(disk, VIRTIO_BLK_T_OUT, 40, 4096, seed), ==, 0);
+    g_assert_cmpint(dp_rw(disk, VIRTIO_BLK_T_IN, 40, 4096, seed), ==, 0);
+}
+
+/* The ring */
+
+void dp_desc_write(DpDisk *disk, uint64_t table, unsigned i, uint64_t addr,
+                   uint32_t len, uint16_t flags, uint16_t next)
+{
+    struct vring_desc desc = {
+        .addr = cpu_to_le64(addr),
+        .len = cpu_to_le32(len),
+        .flags = cpu_to_le16(flags),
+        .next = cpu_to_le16(next),
+    };
+
+    qtest_memwrite(disk->vm->qts, table + 16 * i, &desc, sizeof(desc));
+}
+
+static uint16_t take_desc(DpDisk *disk)
+{
+    uint16_t desc;
+
+    g_assert_cmpuint(disk->free_desc->len, >, 0);
+    desc = g_array_index(disk->free_desc, uint16_t, disk->free_desc->len - 1);
+    g_array_set_size(disk->free_desc, disk->free_desc->len - 1);
+    return desc;
+}
+
+uint16_t dp_chain(DpDisk *disk, const DpSeg *seg, unsigned n)
+{
+    uint16_t head = take_desc(disk);
+    uint16_t desc = head;
+
+    for (unsigned i = 0; i < n; i++) {
+        bool last = i == n - 1;
+        uint16_t next = last ? 0xeeee : take_desc(disk);
+
+        dp_desc_write(disk, disk->vq->desc, desc, seg[i].addr, seg[i].len,
+                      seg[i].flags | (last ? 0 : VRING_DESC_F_NEXT), next);
+        desc = next;
+    }
+    return head;
+}
+
+static void free_chain(DpDisk *disk, uint16_t desc)
+{
+    for (;;) {
+        struct vring_desc d;
+
+        qtest_memread(disk->vm->qts, disk->vq->desc + 16 * desc, &d,
+                      sizeof(d));
+        g_array_append_val(disk->free_desc, desc);
+        if (!(le16_to_cpu(d.flags) & VRING_DESC_F_NEXT)) {
+            return;
+        }
+        desc = le16_to_cpu(d.next);
+    }
+}
+
+void dp_avail(DpDisk *disk, uint16_t head)
+{
+    qtest_writew(disk->vm->qts,
+                 disk->vq->avail + 4 + 2 * (disk->avail_idx % disk->num),
+                 head);
+    disk->avail_idx++;
+}
+
+void dp_expose(DpDisk *disk)
+{
+    qtest_writew(disk->vm->qts, disk->vq->avail + 2, disk->avail_idx);
+}
+
+void dp_kick_always(DpDisk *disk)
+{
+    disk->exposed_idx = disk->avail_idx;
+    disk->kicks++;
+    disk->vdev->bus->virtqueue_kick(disk->vdev, disk->vq);
+}
+
+void dp_kick(DpDisk *disk)
+{
+    QTestState *qts = disk->vm->qts;
+    QVirtQueue *vq = disk->vq;
+    uint16_t old = disk->exposed_idx;
+
+    dp_expose(disk);
+    disk->exposed_idx = disk->avail_idx;
+    if (vq->event) {
+        uint16_t event = qtest_readw(qts, vq->used + 4 + 8 * disk->num);
+
+        if (!vring_need_event(event, disk->avail_idx, old)) {
+            return;
+        }
+    } else if (qtest_readw(qts, vq->used) & VRING_USED_F_NO_NOTIFY) {
+        return;
+    }
+    dp_kick_always(disk);
+}
+
+/* Requests */
+
+static bool data_to_guest(uint32_t type)
+{
+    switch (type) {
+    case VIRTIO_BLK_T_IN:
+    case VIRTIO_BLK_T_GET_ID:
+    case VIRTIO_BLK_T_ZONE_REPORT:
+        return true;
+    default:
+        return false;
+    }
+}
+
+DpReq *dp_req(DpDisk *disk, uint32_t type, uint64_t sector, uint32_t len)
+{
+    DpReq *req = g_new0(DpReq, 1);
+
+    req->type = type;
+    req->sector = sector;
+    req->len = len;
+    req->to_guest = data_to_guest(type);
+    /* One byte more for the status of DP_MERGED */
+    req->page = guest_alloc(&disk->vm->alloc, PAGE + len + 1);
+    req->data = req->page + PAGE;
+    req->status_addr = req->page + STATUS_OFFSET;
+    req->table = req->page + TABLE_OFFSET;
+    return req;
+}
+
+void dp_req_free(DpDisk *disk, DpReq *req)
+{
+    g_assert_false(req->in_flight);
+    guest_free(&disk->vm->alloc, req->page);
+    g_free(req);
+}
+
+static void fill_pattern(uint32_t *buf, size_t len, uint64_t sector,
+                         uint32_t seed)
+{
+    for (size_t i = 0; i < len / 4; i++) {
+        buf[i] = seed * 2654435761u + sector * 97 + i;
+    }
+}
+
+void dp_req_fill(DpDisk *disk, DpReq *req, uint32_t seed)
+{
+    g_autofree uint32_t *buf = g_malloc0(req->len + 4);
+
+    if (req->len) {
+        fill_pattern(buf, req->len, req->sector, seed);
+        qtest_bufwrite(disk->vm->qts, req->data, buf, req->len);
+    }
+}
+
+bool dp_req_matches(DpDisk *disk, DpReq *req, uint32_t seed)
+{
+    g_autofree uint32_t *want = g_malloc0(req->len + 4);
+    g_autofree uint32_t *got = g_malloc0(req->len + 4);
+
+    if (!req->len) {
+        return true;
+    }
+    fill_pattern(want, req->len, req->sector, seed);
+    qtest_bufread(disk->vm->qts, req->data, got, req->len);
+    return memcmp(want, got, req->len) == 0;
+}
+
+bool dp_req_is_byte(DpDisk *disk, DpReq *req, uint8_t byte)
+{
+    g_autofree uint8_t *got = g_malloc0(req->len);
+
+    if (!req->len) {
+        return true;
+    }
+    qtest_bufread(disk->vm->qts, req->data, got, req->len);
+    for (uint32_t i = 0; i < req->len; i++) {
+        if (got[i] != byte) {
+            return false;
+        }
+    }
+    return true;
+}
+
+static void head_image(const DpReq *req, uint8_t status, uint8_t *buf)
+{
+    struct virtio_blk_outhdr hdr = {
+        .type = cpu_to_le32(req->type),
+        .ioprio = cpu_to_le32(req->reserved),
+        .sector = cpu_to_le64(req->sector),
+    };
+
+    memset(buf, CANARY, HEAD_BYTES);
+    memcpy(buf, &hdr, sizeof(hdr));
+    buf[STATUS_OFFSET] = status;
+}
+
+static unsigned add_seg(DpSeg *seg, unsigned n, uint64_t addr, uint32_t len,
+                        uint16_t flags)
+{
+    if (len) {
+        seg[n++] = (DpSeg) { addr, len, flags };
+    }
+    return n;
+}
+
+/* Segments of a request, in its framing but not yet in a table */
+static unsigned build_segs(const DpReq *req, DpSeg *seg)
+{
+    uint16_t flags = req->to_guest ? VRING_DESC_F_WRITE : 0;
+    unsigned n = 0;
+
+    if (req->framing == DP_BYTES) {
+        uint32_t cut = MIN(req->len, SPLIT_AT + 1);
+
+        n = add_seg(seg, n, req->page, 1, 0);
+        n = add_seg(seg, n, req->page + 1, 6, 0);
+        n = add_seg(seg, n, req->page + 7, 9, 0);
+        n = add_seg(seg, n, req->data, cut, flags);
+        n = add_seg(seg, n, req->data + cut, req->len - cut, flags);
+    } else {
+        n = add_seg(seg, n, req->page, 16, 0);
+        n = add_seg(seg, n, req->data, req->len, flags);
+    }
+    return add_seg(seg, n, req->status_addr, 1, VRING_DESC_F_WRITE);
+}
+
+/*
+ * Header and data, or data and status, in one descriptor: header or status
+ * move next to the data.
+ */
+static unsigned build_merged(DpDisk *disk, DpReq *req, DpSeg *seg)
+{
+    unsigned n = 0;
+
+    if (req->to_guest) {
+        req->status_addr = req->data + req->len;
+        qtest_writeb(disk->vm->qts, req->status_addr, DP_NO_STATUS);
+        n = add_seg(seg, n, req->page, 16, 0);
+        return add_seg(seg, n, req->data, req->len + 1, VRING_DESC_F_WRITE);
+    } else {
+        uint8_t head[HEAD_BYTES];
+
+        head_image(req, DP_NO_STATUS, head);
+        qtest_memwrite(disk->vm->qts, req->data - 16, head, 16);
+        n = add_seg(seg, n, req->data - 16, req->len + 16, 0);
+        return add_seg(seg, n, req->status_addr, 1, VRING_DESC_F_WRITE);
+    }
+}
+
+static DpSeg build_table(DpDisk *disk, DpReq *req, const DpSeg *seg,
+                         unsigned n)
+{
+    bool shuffled = req->framing == DP_SHUFFLED;
+    unsigned entries = shuffled ? 2 * n + 1 : n;
+
+    qtest_memset(disk->vm->qts, req->table, 0xee, entries * 16);
+    for (unsigned i = 0; i < n; i++) {
+        bool last = i == n - 1;
+        /* 0, then from the end of the table down, every other one a hole */
+        unsigned at = shuffled && i ? entries - 2 * i : i;
+        unsigned next = shuffled ? entries - 2 * (i + 1) : i + 1;
+
+        dp_desc_write(disk, req->table, at, seg[i].addr, seg[i].len,
+                      seg[i].flags | (last ? 0 : VRING_DESC_F_NEXT),
+                      last ? 0xeeee : next);
+    }
+    return (DpSeg) {
+        req->table, entries * 16,
+        VRING_DESC_F_INDIRECT |
+        (req->framing == DP_INDIRECT_WRITE ? VRING_DESC_F_WRITE : 0)
+    };
+}
+
+void dp_submit(DpDisk *disk, DpReq *req)
+{
+    uint8_t head[HEAD_BYTES];
+    DpSeg seg[8];
+    unsigned n;
+
+    g_assert_false(req->in_flight);
+    req->status_addr = req->page + STATUS_OFFSET;
+    head_image(req, DP_NO_STATUS, head);
+    qtest_memwrite(disk->vm->qts, req->page, head, sizeof(head));
+
+    n = req->framing == DP_MERGED ? build_merged(disk, req, seg)
+                                  : build_segs(req, seg);
+    switch (req->framing) {
+    case DP_INDIRECT:
+    case DP_INDIRECT_WRITE:
+    case DP_SHUFFLED:
+        seg[0] = build_table(disk, req, seg, n);
+        n = 1;
+        break;
+    case DP_HALF_INDIRECT:
+        seg[1] = build_table(disk, req, seg + 1, n - 1);
+        n = 2;
+        break;
+    default:
+        break;
+    }
+
+    req->head = dp_chain(disk, seg, n);
+    g_assert_null(disk->by_head[req->head]);
+    disk->by_head[req->head] = req;
+    req->in_flight = true;
+    req->done = false;
+    disk->pending++;
+    dp_avail(disk, req->head);
+}
+
+bool dp_irq(DpDisk *disk)
+{
+    QTestState *qts = disk->vm->qts;
+    bool irq;
+
+    if (disk->no_msix) {
+        irq = disk->vdev->bus->get_queue_isr_status(disk->vdev, disk->vq);
+    } else {
+        irq = qtest_readl(qts, disk->vqpci->msix_addr) ==
+              disk->vqpci->msix_data;
+        if (irq) {
+            qtest_writel(qts, disk->vqpci->msix_addr, 0);
+        }
+    }
+    disk->irqs += irq;
+    return irq;
+}
+
+bool dp_config_irq(DpDisk *disk)
+{
+    QTestState *qts = disk->vm->qts;
+
+    if (qtest_readl(qts, disk->pci->config_msix_addr) !=
+        disk->pci->config_msix_data) {
+        return false;
+    }
+    qtest_writel(qts, disk->pci->config_msix_addr, 0);
+    return true;
+}
+
+void dp_wait_config_irq(DpDisk *disk)
+{
+    gint64 deadline = dp_deadline();
+
+    if (disk->no_msix) {
+        qvirtio_wait_config_isr(disk->vdev,
+                                DP_HANG_SECONDS * G_TIME_SPAN_SECOND);
+        return;
+    }
+    while (!dp_config_irq(disk)) {
+        dp_check_deadline(deadline, "a configuration change interrupt");
+    }
+}
+
+/* covers: BLKR-2, BLKR-3, SPLIT-9: nothing beside the status byte changes */
+static void check_head(DpDisk *disk, DpReq *req)
+{
+    uint8_t got[HEAD_BYTES], want[HEAD_BYTES];
+
+    req->status = qtest_readb(disk->vm->qts, req->status_addr);
+    head_image(req, req->framing == DP_MERGED && req->to_guest ?
+                    DP_NO_STATUS : req->status, want);
+    qtest_memread(disk->vm->qts, req->page, got, sizeof(got));
+    g_assert_cmpmem(got, sizeof(got), want, sizeof(want));
+    g_assert_cmpuint(req->status, !=, DP_NO_STATUS);
+}
+
+static void take_used(DpDisk *disk)
+{
+    struct vring_used_elem elem;
+    uint32_t id;
+    DpReq *req;
+
+    qtest_memread(disk->vm->qts,
+                  disk->vq->used + 4 + 8 * (disk->used_idx % disk->num),
+                  &elem, sizeof(elem));
+    id = le32_to_cpu(elem.id);
+    g_assert_cmpuint(id, <, disk->num);
+    req = disk->by_head[id];
+    g_assert_nonnull(req);      /* else it was returned twice */
+
+    disk->by_head[id] = NULL;
+    disk->pending--;
+    disk->used_idx++;
+    free_chain(disk, id);
+    req->in_flight = false;
+    req->done = true;
+    req->used_len = le32_to_cpu(elem.len);
+    check_head(disk, req);
+}
+
+unsigned dp_reap(DpDisk *disk)
+{
+    QTestState *qts = disk->vm->qts;
+    unsigned n = 0;
+
+    for (;;) {
+        uint16_t idx = qtest_readw(qts, disk->vq->used + 2);
+
+        if (idx == disk->used_idx) {
+            return n;
+        }
+        while (disk->used_idx != idx) {
+            take_used(disk);
+            n++;
+        }
+        if (disk->vq->event) {
+            qtest_writew(qts, disk->vq->avail + 4 + 2 * disk->num, idx);
+        }
+    }
+}
+
+void dp_wait(DpDisk *disk, DpReq *req)
+{
+    gint64 deadline = dp_deadline();
+
+    while (!req->done) {
+        if (dp_irq(disk)) {
+            dp_reap(disk);
+        }
+        dp_check_deadline(deadline, "the interrupt of a request");
+    }
+}
+
+void dp_wait_all(DpDisk *disk)
+{
+    gint64 deadline = dp_deadline();
+
+    while (disk->pending) {
+        if (dp_irq(disk)) {
+            dp_reap(disk);
+        }
+        dp_check_deadline(deadline, "the interrupts of requests");
+    }
+}
+
+void dp_poll(DpDisk *disk, DpReq *req)
+{
+    gint64 deadline = dp_deadline();
+
+    while (!req->done) {
+        dp_reap(disk);
+        dp_check_deadline(deadline, "the used ring");
+    }
+}
+
+uint8_t dp_run(DpDisk *disk, DpReq *req)
+{
+    dp_submit(disk, req);
+    dp_kick(disk);
+    dp_wait(disk, req);
+    return req->status;
+}
+
+uint8_t dp_rw(DpDisk *disk, uint32_t type, uint64_t sector, uint32_t len,
+              uint32_t seed)
+{
+    DpReq *req = dp_req(disk, type, sector, len);
+    uint8_t status;
+
+    if (type == VIRTIO_BLK_T_OUT) {
+        dp_req_fill(disk, req, seed);
+    }
+    status = dp_run(disk, req);
+    if (type == VIRTIO_BLK_T_IN && status == VIRTIO_BLK_S_OK) {
+        g_assert_true(dp_req_matches(disk, req, seed));
+    }
+    dp_req_free(disk, req);
+    return status;
+}
+
+/* What the plane says of itself */
+
+static void read_counters(const QDict *queue, DpInfo *info)
+{
+    const struct {
+        const char *name;
+        int64_t *value;
+    } counters[] = {
+        { "reads", &info->reads },
+        { "writes", &info->writes },
+        { "flushes", &info->flushes },
+        { "discards", &info->discards },
+        { "write-zeroes", &info->write_zeroes },
+        { "other", &info->other },
+        { "errors", &info->errors },
+        { "batches", &info->batches },
+        { "kicks", &info->kicks },
+        { "polled", &info->polled },
+        { "notifications-sent", &info->sent },
+        { "notifications-suppressed", &info->suppressed },
+        { "merged", &info->merged },
+        { "in-flight", &info->in_flight },
+        { "completed", &info->completed },
+    };
+
+    for (unsigned i = 0; i < ARRAY_SIZE(counters); i++) {
+        g_assert_true(qdict_haskey(queue, counters[i].name));
+        *counters[i].value = qdict_get_int(queue, counters[i].name);
+    }
+    if (qdict_haskey(queue, "iothread")) {
+        pstrcpy(info->iothread, sizeof(info->iothread),
+                qdict_get_str(queue, "iothread"));
+    }
+}
+
+void dp_info(DpVm *vm, const char *id, DpInfo *info)
+{
+    g_autofree char *path =
+        g_strdup_printf("/machine/peripheral/%s/virtio-backend", id);
+    QDict *rsp, *dict;
+    QList *queues;
+
+    memset(info, 0, sizeof(*info));
+    rsp = qtest_qmp(vm->qts, "{'execute': 'qom-get', 'arguments': {"
+                    " 'path': %s, 'property': 'x-data-plane-info' }}", path);
+    g_assert_true(qdict_haskey(rsp, "return"));
+    dict = qdict_get_qdict(rsp, "return");
+    pstrcpy(info->state, sizeof(info->state), qdict_get_str(dict, "state"));
+    info->serving = qdict_get_bool(dict, "serving");
+    info->starts = qdict_get_int(dict, "starts");
+    if (qdict_haskey(dict, "reason")) {
+        pstrcpy(info->reason, sizeof(info->reason),
+                qdict_get_str(dict, "reason"));
+    }
+    queues = qdict_get_qlist(dict, "queues");
+    info->num_queues = qlist_size(queues);
+    if (info->num_queues) {
+        read_counters(qobject_to(QDict, qlist_peek(queues)), info);
+    }
+    qobject_unref(rsp);
+}
+
+void dp_wait_state(DpVm *vm, const char *id, const char *state)
+{
+    gint64 deadline = dp_deadline();
+    DpInfo info;
+
+    for (;;) {
+        dp_info(vm, id, &info);
+        if (!strcmp(info.state, state)) {
+            return;
+        }
+        dp_check_deadline(deadline, state);
+    }
+}
+
+void dp_wait_in_flight(DpVm *vm, const char *id, int64_t n)
+{
+    gint64 deadline = dp_deadline();
+    DpInfo info;
+
+    for (;;) {
+        dp_info(vm, id, &info);
+        if (info.in_flight == n) {
+            return;
+        }
+        dp_check_deadline(deadline, "requests to be in flight");
+    }
+}
+
+void dp_assert_mode(DpVm *vm, const DpMode *mode)
+{
+    DpInfo info;
+
+    dp_info(vm, "d0", &info);
+    if (mode->plane) {
+        g_assert_cmpstr(info.reason, ==, "");
+        g_assert_cmpstr(info.state, ==, "started");
+    }
+    g_assert_cmpint(info.serving, ==, mode->plane);
+    if (mode == &dp_mode_iothread) {
+        g_assert_cmpstr(info.iothread, ==, "io0");
+    }
+}
+
+/* Keeping requests in flight */
+
+void dp_throttle(DpDisk *disk, const char *group, int iops)
+{
+    g_autofree char *path =
+        g_strdup_printf("/machine/peripheral/%s/virtio-backend", disk->id);
+
+    dp_qmp_ok(disk->vm, NULL, "{'execute': 'block_set_io_throttle',"
+              " 'arguments': { 'id': %s, 'group': %s, 'iops': %d,"
+              " 'iops_rd': 0, 'iops_wr': 0, 'bps': 0, 'bps_rd': 0,"
+              " 'bps_wr': 0 }}", path, group, iops);
+}
+
+void dp_hold(DpDisk *disk)
+{
+    DpReq *req = dp_req(disk, VIRTIO_BLK_T_IN, 0, DP_SECTOR);
+
+    dp_throttle(disk, disk->id, 1);
+    g_assert_cmpint(dp_run(disk, req), ==, VIRTIO_BLK_S_OK);
+    dp_req_free(disk, req);
+}
+
+void dp_release(DpDisk *disk)
+{
+    dp_throttle(disk, disk->id, 0);
+}
+
+/* The load */
+
+#define LOAD_BYTES 4096
+
+typedef struct DpSlot {
+    DpReq *req;
+    uint32_t version;       /* last one written; 0: none yet */
+    bool reading;
+    bool busy;              /* a request was sent and not yet checked */
+    bool unknown;           /* a reset may have cut a write short */
+} DpSlot;
+
+struct DpLoad {
+    DpDisk *disk;
+    unsigned depth;
+    uint64_t ops;
+    DpSlot slot[];
+};
+
+DpLoad *dp_load_new(DpDisk *disk, unsigned depth, uint64_t first)
+{
+    DpLoad *load = g_malloc0(sizeof(*load) + depth * sizeof(DpSlot));
+
+    load->disk = disk;
+    load->depth = depth;
+    for (unsigned i = 0; i < depth; i++) {
+        /* Neighbours in pairs, so that some can be merged */
+        uint64_t at = first + (i / 2) * 512 + (i % 2) * 8;
+
+        load->slot[i].req = dp_req(disk, VIRTIO_BLK_T_IN, at, LOAD_BYTES);
+        load->slot[i].req->framing =
+            disk->vq->indirect && i % 3 == 2 ? DP_INDIRECT : DP_DIRECT;
+    }
+    return load;
+}
+
+static void load_send(DpLoad *load, DpSlot *slot)
+{
+    DpReq *req = slot->req;
+
+    slot->reading = !slot->reading;
+    if (!slot->reading || !slot->version) {
+        slot->reading = false;
+        slot->version++;
+        req->type = VIRTIO_BLK_T_OUT;
+        req->to_guest = false;
+        slot->unknown = false;
+        dp_req_fill(load->disk, req, slot->version);
+    } else {
+        req->type = VIRTIO_BLK_T_IN;
+        req->to_guest = true;
+        qtest_memset(load->disk->vm->qts, req->data, 0, LOAD_BYTES);
+    }
+    req->done = false;
+    slot->busy = true;
+    dp_submit(load->disk, req);
+}
+
+static void load_check(DpLoad *load, DpSlot *slot)
+{
+    DpReq *req = slot->req;
+
+    g_assert_cmpint(req->status, ==, VIRTIO_BLK_S_OK);
+    if (slot->reading) {
+        g_assert_true(dp_req_matches(load->disk, req, slot->version));
+    }
+    req->done = false;
+    slot->busy = false;
+    load->ops++;
+}
+
+static void load_take(DpLoad *load)
+{
+    for (unsigned i = 0; i < load->depth; i++) {
+        if (load->slot[i].req->done) {
+            load_check(load, &load->slot[i]);
+        }
+    }
+}
+
+void dp_load_send(DpLoad *load)
+{
+    load_take(load);
+    for (unsigned i = 0; i < load->depth; i++) {
+        if (!load->slot[i].req->in_flight) {
+            load_send(load, &load->slot[i]);
+        }
+    }
+    dp_kick(load->disk);
+}
+
+void dp_load_run(DpLoad *load, unsigned ops)
+{
+    uint64_t target = load->ops + ops;
+    gint64 deadline = dp_deadline();
+
+    while (load->ops < target) {
+        dp_load_send(load);
+        while (!dp_irq(load->disk)) {
+            dp_check_deadline(deadline, "an interrupt of the load");
+        }
+        dp_reap(load->disk);
+        load_take(load);
+    }
+}
+
+void dp_load_reset(DpLoad *load)
+{
+    for (unsigned i = 0; i < load->depth; i++) {
+        DpSlot *slot = &load->slot[i];
+
+        g_assert_false(slot->req->in_flight);
+        slot->req->done = false;
+        if (slot->busy) {
+            /* Makes the next request a write */
+            slot->reading = true;
+            slot->unknown = true;
+            slot->busy = false;
+        }
+    }
+}
+
+void dp_load_forget_tables(DpLoad *load)
+{
+    for (unsigned i = 0; i < load->depth; i++) {
+        load->slot[i].req->framing = DP_DIRECT;
+    }
+}
+
+static void load_drain(DpLoad *load)
+{
+    dp_wait_all(load->disk);
+    load_take(load);
+}
+
+void dp_load_abandon(DpLoad *load)
+{
+    for (unsigned i = 0; i < load->depth; i++) {
+        dp_req_free(load->disk, load->slot[i].req);
+    }
+    g_free(load);
+}
+
+void dp_load_finish(DpLoad *load)
+{
+    load_drain(load);
+    for (unsigned i = 0; i < load->depth; i++) {
+        DpSlot *slot = &load->slot[i];
+
+        if (slot->version && !slot->unknown) {
+            slot->reading = false;
+            load_send(load, slot);
+            g_assert_true(slot->reading);
+        }
+    }
+    dp_kick(load->disk);
+    load_drain(load);
+    dp_load_abandon(load);
+}
+
+/* QMP */
+
+static QDict *G_GNUC_PRINTF(3, 0)
+vqmp(DpVm *vm, DpLoad *load, const char *fmt, va_list ap)
+{
+    qtest_qmp_vsend(vm->qts, fmt, ap);
+    if (load) {
+        dp_load_run(load, 3 * load->depth);
+    }
+    return qtest_qmp_receive(vm->qts);
+}
+
+QDict *dp_qmp(DpVm *vm, DpLoad *load, const char *fmt, ...)
+{
+    QDict *rsp;
+    va_list ap;
+
+    va_start(ap, fmt);
+    rsp = vqmp(vm, load, fmt, ap);
+    va_end(ap);
+    return rsp;
+}
+
+void dp_qmp_ok(DpVm *vm, DpLoad *load, const char *fmt, ...)
+{
+    QDict *rsp;
+    va_list ap;
+
+    va_start(ap, fmt);
+    rsp = vqmp(vm, load, fmt, ap);
+    va_end(ap);
+    if (!qdict_haskey(rsp, "return")) {
+        QDict *error = qdict_get_qdict(rsp, "error");
+
+        g_error("%s: failed with \"%s\"", fmt, qdict_get_str(error, "desc"));
+    }
+    qobject_unref(rsp);
+}
+
+void dp_qmp_error(DpVm *vm, DpLoad *load, const char *text,
+                  const char *fmt, ...)
+{
+    const char *desc;
+    QDict *rsp;
+    va_list ap;
+
+    va_start(ap, fmt);
+    rsp = vqmp(vm, load, fmt, ap);
+    va_end(ap);
+    g_assert_true(qdict_haskey(rsp, "error"));
+    desc = qdict_get_str(qdict_get_qdict(rsp, "error"), "desc");
+    if (!strstr(desc, text)) {
+        g_error("%s: failed with \"%s\", not with \"%s\"", fmt, desc, text);
+    }
+    qobject_unref(rsp);
+}
+
+/* Test registration */
+
+void dp_add_modes(const char *path, void (*fn)(const void *), bool plane_only)
+{
+    for (unsigned i = 0; dp_modes[i]; i++) {
+        if (dp_modes[i]->plane || !plane_only) {
+            g_autofree char *name = g_strdup_printf("%s/%s", path,
+                                                    dp_modes[i]->name);
+
+            qtest_add_data_func(name, dp_modes[i], fn);
+        }
+    }
+}

@@ -1,0 +1,417 @@
+/*
+ * A small virtio-blk driver for the qtests of the data plane
+ *
+ * Knows the transport through libqos, and builds rings, chains and requests by
+ * itself, so that a test can break each rule of a driver on purpose.  Unless a
+ * test says otherwise it is a strict driver: it looks at the used ring only
+ * after an interrupt and kicks only when the device asks for it, so that a lost
+ * notification shows as a hang.  It knows nothing of the plane but the
+ * properties "x-data-plane" and "x-data-plane-info".
+ *
+ * Every wait has a hang guard of DP_HANG_SECONDS; no wait is a measurement.
+ *
+ * Copyright (c) 2026 the virtio-blk data plane authors
+ *
+ * SPDX-License-Identifier: GPL-2.0-or-later
+ */
+
+#ifndef TESTS_QTEST_VIRTIO_BLK_DATAPLANE_COMMON_H
+#define TESTS_QTEST_VIRTIO_BLK_DATAPLANE_COMMON_H
+
+#include "libqtest.h"
+#include "libqos/libqos-malloc.h"
+#include "libqos/pci.h"
+#include "libqos/virtio.h"
+#include "libqos/virtio-pci.h"
+#include "standard-headers/linux/virtio_blk.h"
+#include "standard-headers/linux/virtio_config.h"
+#include "standard-headers/linux/virtio_pci.h"
+#include "standard-headers/linux/virtio_ring.h"
+
+#define DP_HANG_SECONDS 60
+#define DP_SECTOR 512
+#define DP_SLOT 4
+#define DP_NO_STATUS 0xff
+
+/* Feature sets to start a disk with; bits that are not offered are left out. */
+#define DP_F_PLAIN (~((1ull << VIRTIO_RING_F_INDIRECT_DESC) | \
+                      (1ull << VIRTIO_RING_F_EVENT_IDX)))
+#define DP_F_INDIRECT (~(1ull << VIRTIO_RING_F_EVENT_IDX))
+#define DP_F_EVENT (~(1ull << VIRTIO_RING_F_INDIRECT_DESC))
+#define DP_F_ALL (~0ull)
+
+/* How a disk is asked to be served. */
+typedef struct DpMode {
+    const char *name;
+    const char *props;      /* device properties, starting with a comma */
+    bool plane;             /* the data plane must be what serves it */
+} DpMode;
+
+extern const DpMode dp_mode_iothread;
+extern const DpMode dp_mode_private;
+extern const DpMode dp_mode_off;
+extern const DpMode dp_mode_main;
+
+/* The modes above, ended by NULL. */
+extern const DpMode *const dp_modes[];
+
+typedef struct DpVm {
+    QTestState *qts;
+    QGuestAllocator alloc;
+    QPCIBus *bus;
+} DpVm;
+
+typedef struct DpSeg {
+    uint64_t addr;
+    uint32_t len;
+    uint16_t flags;         /* VRING_DESC_F_*; NEXT is set by dp_chain() */
+} DpSeg;
+
+typedef enum DpFraming {
+    DP_DIRECT,              /* header, data, status: a descriptor each */
+    DP_MERGED,              /* as few descriptors as directions allow */
+    DP_BYTES,               /* header and data cut at odd places */
+    DP_INDIRECT,            /* all in a table */
+    DP_INDIRECT_WRITE,      /* same, and WRITE set on the table */
+    DP_HALF_INDIRECT,       /* header direct, the rest in a table */
+    DP_SHUFFLED,            /* table with holes, chained backwards */
+    DP_FRAMING__MAX,
+} DpFraming;
+
+extern const char *const dp_framing_name[DP_FRAMING__MAX];
+
+/* A request; its guest memory is its own until dp_req_free(). */
+typedef struct DpReq {
+    uint32_t type;
+    uint32_t reserved;
+    uint64_t sector;
+    uint32_t len;           /* bytes of data */
+    bool to_guest;          /* data is device-writable */
+    DpFraming framing;
+    uint64_t page;          /* header and status, among canaries */
+    uint64_t data;
+    uint64_t status_addr;
+    uint64_t table;
+    uint16_t head;
+    bool in_flight;
+    bool done;
+    uint32_t used_len;
+    uint8_t status;
+} DpReq;
+
+typedef struct DpDisk {
+    DpVm *vm;
+    char *id;
+    QVirtioPCIDevice *pci;
+    QVirtioDevice *vdev;
+    QVirtQueuePCI *vqpci;
+    QVirtQueue *vq;
+    uint64_t features;
+    unsigned num;           /* queue size */
+    unsigned want_num;      /* size to set up; 0: the device's choice */
+    uint64_t ring;          /* memory of the ring */
+    uint64_t ring_size;
+    bool no_msix;
+    uint16_t avail_idx;     /* next entry to fill */
+    uint16_t exposed_idx;   /* what the device was shown */
+    uint16_t used_idx;      /* next element to take */
+    uint64_t irqs;
+    uint64_t kicks;
+    GArray *free_desc;
+    DpReq **by_head;
+    unsigned pending;
+} DpDisk;
+
+/* What "x-data-plane-info" says; counters are those of queue 0. */
+typedef struct DpInfo {
+    char state[16];
+    char reason[160];       /* empty if there is none */
+    char iothread[32];      /* empty if there is none */
+    bool serving;
+    unsigned num_queues;
+    int64_t starts;
+    int64_t reads;
+    int64_t writes;
+    int64_t flushes;
+    int64_t discards;
+    int64_t write_zeroes;
+    int64_t other;
+    int64_t errors;
+    int64_t batches;
+    int64_t kicks;
+    int64_t polled;
+    int64_t sent;
+    int64_t suppressed;
+    int64_t merged;
+    int64_t in_flight;
+    int64_t completed;
+} DpInfo;
+
+/* A verifying load: each slot writes a version, reads it back, and so on. */
+typedef struct DpLoad DpLoad;
+
+/**
+ * dp_tmp: path of @name in the private directory of this process
+ *
+ * The directory and all that is in it goes away with dp_tmp_cleanup(), or when
+ * a test aborts.
+ *
+ * Returns: a string to be freed by the caller
+ */
+char *dp_tmp(const char *name);
+void dp_tmp_cleanup(void);
+
+/**
+ * dp_image: create a raw image of @size zero bytes in the private directory
+ */
+char *dp_image(const char *name, uint64_t size);
+
+/**
+ * dp_vm_start: run QEMU with two IOThreads, io0 and io1, and these arguments
+ *
+ * Pair: dp_vm_quit()
+ */
+DpVm *dp_vm_start(const char *fmt, ...) G_GNUC_PRINTF(1, 2);
+void dp_vm_quit(DpVm *vm);
+
+/**
+ * dp_vm_null: a VM with one disk "d0" on a null-co node "n0" of 64 MiB
+ * @opts: options of the node, starting with a comma, or ""
+ * @props: more properties of the device, starting with a comma, or ""
+ */
+DpVm *dp_vm_null(const DpMode *mode, const char *opts, const char *props);
+
+/**
+ * dp_vm_file: a VM with one disk "d0" on a raw node "n0" on a file "disk.img"
+ */
+DpVm *dp_vm_file(const DpMode *mode, uint64_t size, const char *props);
+
+/**
+ * dp_disk_probe: find the device in PCI slot @slot
+ *
+ * Pair: dp_disk_free(), which resets nothing
+ */
+DpDisk *dp_disk_probe(DpVm *vm, const char *id, int slot);
+void dp_disk_free(DpDisk *disk);
+
+/**
+ * dp_disk_init: reset and initialise up to, but without, DRIVER_OK
+ * @features: bits to accept of those offered
+ *
+ * Requests that were in flight are forgotten.
+ */
+void dp_disk_init(DpDisk *disk, uint64_t features);
+
+/**
+ * dp_disk_start: dp_disk_init() and DRIVER_OK
+ */
+void dp_disk_start(DpDisk *disk, uint64_t features);
+
+/**
+ * dp_disk_new: dp_disk_probe() in DP_SLOT as "d0" and dp_disk_start()
+ */
+DpDisk *dp_disk_new(DpVm *vm, uint64_t features);
+
+/**
+ * dp_disk_reset: write status 0, wait for it, forget requests in flight
+ */
+void dp_disk_reset(DpDisk *disk);
+
+/**
+ * dp_queue_restart: set the queue up again, after it alone was reset
+ */
+void dp_queue_restart(DpDisk *disk);
+
+/**
+ * dp_disk_new_ring: use other memory for the ring from the next start on
+ */
+void dp_disk_new_ring(DpDisk *disk);
+
+/**
+ * dp_disk_place_ring: use these addresses instead, from the next start on
+ *
+ * Must be called between dp_disk_init() and DRIVER_OK, before any request.
+ */
+void dp_disk_place_ring(DpDisk *disk, uint64_t desc, uint64_t avail,
+                        uint64_t used);
+
+uint8_t dp_status(DpDisk *disk);
+
+/**
+ * dp_assert_broken: wait for DEVICE_NEEDS_RESET and the interrupt that follows
+ */
+void dp_assert_broken(DpDisk *disk);
+
+/**
+ * dp_assert_works: write, read back and verify, with the framing at hand
+ */
+void dp_assert_works(DpDisk *disk);
+
+/**
+ * dp_desc_write: write entry @i of the descriptor table at @table
+ */
+void dp_desc_write(DpDisk *disk, uint64_t table, unsigned i, uint64_t addr,
+                   uint32_t len, uint16_t flags, uint16_t next);
+
+/**
+ * dp_chain: put a chain into free descriptors of the ring
+ *
+ * Returns: its head; nothing is exposed yet
+ */
+uint16_t dp_chain(DpDisk *disk, const DpSeg *seg, unsigned n);
+
+/**
+ * dp_avail: fill the next entry of the available ring; dp_expose() shows it
+ */
+void dp_avail(DpDisk *disk, uint16_t head);
+void dp_expose(DpDisk *disk);
+
+/**
+ * dp_kick: notify the device if it asks for it; dp_kick_always: in any case
+ */
+void dp_kick(DpDisk *disk);
+void dp_kick_always(DpDisk *disk);
+
+DpReq *dp_req(DpDisk *disk, uint32_t type, uint64_t sector, uint32_t len);
+void dp_req_free(DpDisk *disk, DpReq *req);
+
+/**
+ * dp_req_fill / dp_req_matches: set and check data by a pattern of @seed
+ */
+void dp_req_fill(DpDisk *disk, DpReq *req, uint32_t seed);
+bool dp_req_matches(DpDisk *disk, DpReq *req, uint32_t seed);
+bool dp_req_is_byte(DpDisk *disk, DpReq *req, uint8_t byte);
+
+/**
+ * dp_submit: make a request available, not yet exposed nor kicked
+ */
+void dp_submit(DpDisk *disk, DpReq *req);
+
+/**
+ * dp_irq: take the queue's interrupt, if there is one
+ */
+bool dp_irq(DpDisk *disk);
+bool dp_config_irq(DpDisk *disk);
+void dp_wait_config_irq(DpDisk *disk);
+
+/**
+ * dp_reap: take what the used ring shows, without looking for an interrupt
+ *
+ * Returns: number of requests taken
+ */
+unsigned dp_reap(DpDisk *disk);
+
+/**
+ * dp_wait: wait for a request, driven by interrupts; dp_wait_all: for all
+ */
+void dp_wait(DpDisk *disk, DpReq *req);
+void dp_wait_all(DpDisk *disk);
+
+/**
+ * dp_poll: wait for a request by looking at the used ring
+ */
+void dp_poll(DpDisk *disk, DpReq *req);
+
+/**
+ * dp_run: submit, kick and wait; returns the status
+ */
+uint8_t dp_run(DpDisk *disk, DpReq *req);
+
+/**
+ * dp_rw: run one read or write of @len bytes with pattern @seed
+ *
+ * A read that succeeds must match the pattern.
+ */
+uint8_t dp_rw(DpDisk *disk, uint32_t type, uint64_t sector, uint32_t len,
+              uint32_t seed);
+
+/**
+ * dp_info: ask for the plane's state and counters
+ */
+void dp_info(DpVm *vm, const char *id, DpInfo *info);
+void dp_wait_state(DpVm *vm, const char *id, const char *state);
+void dp_wait_in_flight(DpVm *vm, const char *id, int64_t n);
+
+/**
+ * dp_assert_mode: is the disk "d0", which has been started, served as asked?
+ */
+void dp_assert_mode(DpVm *vm, const DpMode *mode);
+
+/**
+ * dp_hold: keep all requests of disk @id in flight until dp_release() or a
+ *          drain; dp_release: let them go
+ *
+ * This is a throttle with qtest's clock, which stands still.  It lets a first
+ * request pass, so dp_hold() sends one.
+ */
+void dp_hold(DpDisk *disk);
+void dp_release(DpDisk *disk);
+
+/**
+ * dp_throttle: limit a disk as a member of @group; 0: no limit
+ */
+void dp_throttle(DpDisk *disk, const char *group, int iops);
+
+/**
+ * dp_load_new: a load of @depth slots; nothing is sent before dp_load_run()
+ * @first: its first sector
+ */
+DpLoad *dp_load_new(DpDisk *disk, unsigned depth, uint64_t first);
+
+/**
+ * dp_load_run: go on until @ops more requests were done and verified
+ */
+void dp_load_run(DpLoad *load, unsigned ops);
+
+/**
+ * dp_load_send: make each slot send a request and do not wait
+ */
+void dp_load_send(DpLoad *load);
+
+/**
+ * dp_load_reset: the device was reset; what was in flight is void
+ */
+void dp_load_reset(DpLoad *load);
+
+/**
+ * dp_load_forget_tables: go on without indirect tables
+ */
+void dp_load_forget_tables(DpLoad *load);
+
+/**
+ * dp_load_abandon: free a load of which nothing is in flight, unverified
+ */
+void dp_load_abandon(DpLoad *load);
+
+/**
+ * dp_load_finish: wait for what is in flight, verify all slots, free
+ */
+void dp_load_finish(DpLoad *load);
+
+/**
+ * dp_qmp: run a command while the load goes on, whose answer is returned
+ * @load: may be NULL
+ */
+QDict *dp_qmp(DpVm *vm, DpLoad *load, const char *fmt, ...)
+    G_GNUC_PRINTF(3, 4);
+void dp_qmp_ok(DpVm *vm, DpLoad *load, const char *fmt, ...)
+    G_GNUC_PRINTF(3, 4);
+
+/**
+ * dp_qmp_error: same, for a command that must fail with @text in its message
+ */
+void dp_qmp_error(DpVm *vm, DpLoad *load, const char *text,
+                  const char *fmt, ...) G_GNUC_PRINTF(4, 5);
+
+/**
+ * dp_deadline / dp_check_deadline: the hang guard of a loop
+ */
+gint64 dp_deadline(void);
+void dp_check_deadline(gint64 deadline, const char *what);
+
+/**
+ * dp_add_modes: register a test for each mode, or for those with the plane
+ */
+void dp_add_modes(const char *path, void (*fn)(const void *), bool plane_only);
+
+#endif /* TESTS_QTEST_VIRTIO_BLK_DATAPLANE_COMMON_H */

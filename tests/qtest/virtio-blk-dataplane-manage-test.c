@@ -1,0 +1,493 @@
+/*
+ * Management of a disk while the data plane runs and the guest does I/O
+ *
+ * Every operation that the operation blocker lets through works under a load
+ * that verifies what it reads; those that stock QEMU refuses fail with stock's
+ * error; and the disk cannot become the target of a backup or a mirror.  May
+ * know QMP and nothing of the plane but its state.
+ *
+ * Copyright (c) 2026 the virtio-blk data plane authors
+ *
+ * SPDX-License-Identifier: GPL-2.0-or-later
+ */
+
+#include "qemu/osdep.h"
+#include "qobject/qdict.h"
+#include "qobject/qlist.h"
+#include "virtio-blk-dataplane-common.h"
+
+#define MIB (1024 * 1024)
+#define IMAGE_MB 16
+#define DEPTH 8
+#define BLOCKED "block device is in use by data plane"
+
+/* A disk "d0" with its load, and room for a second image */
+typedef struct Guest {
+    const DpMode *mode;
+    DpVm *vm;
+    DpDisk *disk;
+    DpLoad *load;
+} Guest;
+
+static Guest *guest_start(const DpMode *mode, DpVm *vm)
+{
+    Guest *g = g_new0(Guest, 1);
+
+    g->mode = mode;
+    g->vm = vm;
+    g->disk = dp_disk_new(vm, DP_F_ALL);
+    g->load = dp_load_new(g->disk, DEPTH, 64);
+    dp_load_run(g->load, 4 * DEPTH);
+    return g;
+}
+
+/* The load must have survived, verified, on the plane */
+static void guest_finish(Guest *g)
+{
+    dp_load_run(g->load, 4 * DEPTH);
+    dp_load_finish(g->load);
+    dp_assert_mode(g->vm, g->mode);
+    dp_disk_free(g->disk);
+    dp_vm_quit(g->vm);
+    g_free(g);
+}
+
+/* A qcow2 disk "n0", and an empty qcow2 image "other.qcow2" */
+static Guest *guest_qcow2(const DpMode *mode)
+{
+    g_autofree char *path = dp_tmp("disk.qcow2");
+    g_autofree char *other = dp_tmp("other.qcow2");
+
+    g_assert_true(mkimg(path, "qcow2", IMAGE_MB));
+    g_assert_true(mkimg(other, "qcow2", IMAGE_MB));
+    return guest_start(mode, dp_vm_start(
+        "-blockdev file,node-name=f0,filename=%s "
+        "-blockdev qcow2,node-name=n0,file=f0 "
+        "-device virtio-blk-pci,id=d0,drive=n0,addr=%d%s",
+        path, DP_SLOT, mode->props));
+}
+
+/* The same as a -drive, for commands that want a device's name */
+static Guest *guest_drive(const DpMode *mode)
+{
+    g_autofree char *path = dp_tmp("disk.qcow2");
+
+    g_assert_true(mkimg(path, "qcow2", IMAGE_MB));
+    return guest_start(mode, dp_vm_start(
+        "-drive if=none,id=drive0,file=%s,format=qcow2 "
+        "-device virtio-blk-pci,id=d0,drive=drive0,addr=%d%s",
+        path, DP_SLOT, mode->props));
+}
+
+static void add_other(Guest *g)
+{
+    g_autofree char *path = dp_tmp("other.qcow2");
+
+    dp_qmp_ok(g->vm, g->load, "{'execute': 'blockdev-add', 'arguments': {"
+              " 'driver': 'qcow2', 'node-name': 'other',"
+              " 'file': {'driver': 'file', 'filename': %s}}}", path);
+}
+
+/* --- jobs ------------------------------------------------------------ */
+
+/* State of job @id, as a copy; NULL if there is none */
+static char *job_status(Guest *g, const char *id)
+{
+    QDict *rsp = dp_qmp(g->vm, NULL, "{'execute': 'query-jobs'}");
+    const QListEntry *e;
+    char *status = NULL;
+
+    QLIST_FOREACH_ENTRY(qdict_get_qlist(rsp, "return"), e)
+    {
+        QDict *job = qobject_to(QDict, qlist_entry_obj(e));
+
+        if (!strcmp(qdict_get_str(job, "id"), id)) {
+            status = g_strdup(qdict_get_str(job, "status"));
+        }
+    }
+    qobject_unref(rsp);
+    return status;
+}
+
+static void wait_job(Guest *g, const char *id, const char *want)
+{
+    gint64 deadline = dp_deadline();
+
+    for (;;) {
+        g_autofree char *status = job_status(g, id);
+
+        g_assert_nonnull(status);
+        if (!strcmp(status, want)) {
+            return;
+        }
+        dp_check_deadline(deadline, want);
+        dp_load_run(g->load, DEPTH);
+    }
+}
+
+/* Let a job that keeps its result finish; it must not have failed */
+static void finish_job(Guest *g, const char *id)
+{
+    QDict *rsp;
+    const QListEntry *e;
+
+    wait_job(g, id, "concluded");
+    rsp = dp_qmp(g->vm, NULL, "{'execute': 'query-jobs'}");
+    QLIST_FOREACH_ENTRY(qdict_get_qlist(rsp, "return"), e)
+    {
+        QDict *job = qobject_to(QDict, qlist_entry_obj(e));
+
+        if (!strcmp(qdict_get_str(job, "id"), id) &&
+            qdict_haskey(job, "error")) {
+            g_error("job %s: %s", id, qdict_get_str(job, "error"));
+        }
+    }
+    qobject_unref(rsp);
+    dp_qmp_ok(g->vm, g->load, "{'execute': 'job-dismiss',"
+              " 'arguments': {'id': %s}}", id);
+}
+
+static void complete_job(Guest *g, const char *id)
+{
+    wait_job(g, id, "ready");
+    dp_qmp_ok(g->vm, g->load, "{'execute': 'job-complete',"
+              " 'arguments': {'id': %s}}", id);
+    finish_job(g, id);
+}
+
+/*
+ * Is @node refused as a target, with @other as the source?  Where the source
+ * cannot follow into the target's AioContext that is what stock says first.
+ */
+static void assert_no_target(Guest *g, const char *other, const char *node)
+{
+    static const char *const commands[] = {
+        "blockdev-backup", "blockdev-mirror"
+    };
+    const char *error = "Cannot change iothread";
+
+    if (g->mode == &dp_mode_iothread) {
+        dp_qmp_ok(g->vm, g->load, "{'execute': 'x-blockdev-set-iothread',"
+                  " 'arguments': {'node-name': %s, 'iothread': 'io0'}}",
+                  other);
+        error = BLOCKED;
+    }
+    for (unsigned i = 0; i < ARRAY_SIZE(commands); i++) {
+        dp_qmp_error(g->vm, g->load, error, "{'execute': %s, 'arguments': {"
+                     " 'job-id': 'k', 'device': %s, 'target': %s,"
+                     " 'sync': 'full'}}", commands[i], other, node);
+    }
+}
+
+/* covers: M1, M10: backup of the disk */
+static void test_backup(const void *opaque)
+{
+    Guest *g = guest_qcow2(opaque);
+
+    add_other(g);
+    dp_qmp_ok(g->vm, g->load, "{'execute': 'blockdev-backup', 'arguments': {"
+              " 'job-id': 'j', 'device': 'n0', 'target': 'other',"
+              " 'sync': 'full', 'auto-dismiss': false}}");
+    finish_job(g, "j");
+    guest_finish(g);
+}
+
+/* covers: M1, M10: mirror to a new node, which takes the disk's place */
+static void test_mirror(const void *opaque)
+{
+    Guest *g = guest_qcow2(opaque);
+
+    add_other(g);
+    dp_qmp_ok(g->vm, g->load, "{'execute': 'blockdev-mirror', 'arguments': {"
+              " 'job-id': 'j', 'device': 'n0', 'target': 'other',"
+              " 'sync': 'full', 'auto-dismiss': false}}");
+    complete_job(g, "j");
+    dp_qmp_ok(g->vm, g->load, "{'execute': 'blockdev-del',"
+              " 'arguments': {'node-name': 'n0'}}");
+
+    /* covers: the blocker moves along with the backend */
+    dp_load_run(g->load, DEPTH);
+    dp_qmp_ok(g->vm, g->load, "{'execute': 'blockdev-add', 'arguments': {"
+              " 'driver': 'null-co', 'node-name': 'source',"
+              " 'size': %d}}", IMAGE_MB * MIB);
+    assert_no_target(g, "source", "other");
+    guest_finish(g);
+}
+
+/* covers: M10: a mirror that is given up leaves the disk as it was */
+static void test_mirror_cancel(const void *opaque)
+{
+    Guest *g = guest_qcow2(opaque);
+
+    add_other(g);
+    for (unsigned i = 0; i < 3; i++) {
+        dp_qmp_ok(g->vm, g->load, "{'execute': 'blockdev-mirror',"
+                  " 'arguments': {"
+                  " 'job-id': 'j', 'device': 'n0', 'target': 'other',"
+                  " 'sync': 'full', 'auto-dismiss': false}}");
+        wait_job(g, "j", "ready");
+        dp_qmp_ok(g->vm, g->load, "{'execute': 'block-job-cancel',"
+                  " 'arguments': {'device': 'j'}}");
+        finish_job(g, "j");
+    }
+    guest_finish(g);
+}
+
+/*
+ * covers: M10: external snapshot, then stream of the old image into the new,
+ * again and again
+ */
+static void test_snapshot_stream(const void *opaque)
+{
+    Guest *g = guest_qcow2(opaque);
+    const char *top = "n0";
+
+    for (unsigned i = 0; i < 3; i++) {
+        g_autofree char *name = g_strdup_printf("snap%u.qcow2", i);
+        g_autofree char *path = dp_tmp(name);
+        const char *node = i == 0 ? "s0" : i == 1 ? "s1" : "s2";
+
+        dp_qmp_ok(g->vm, g->load, "{'execute': 'blockdev-snapshot-sync',"
+                  " 'arguments': {'node-name': %s, 'snapshot-file': %s,"
+                  " 'snapshot-node-name': %s, 'format': 'qcow2'}}",
+                  top, path, node);
+        dp_load_run(g->load, 4 * DEPTH);
+        dp_qmp_ok(g->vm, g->load, "{'execute': 'block-stream', 'arguments': {"
+                  " 'job-id': 'j', 'device': %s,"
+                  " 'auto-dismiss': false}}", node);
+        finish_job(g, "j");
+        top = node;
+    }
+    guest_finish(g);
+}
+
+/* covers: M10: external snapshot, then commit of the active image */
+static void test_snapshot_commit(const void *opaque)
+{
+    Guest *g = guest_qcow2(opaque);
+
+    for (unsigned i = 0; i < 3; i++) {
+        g_autofree char *name = g_strdup_printf("snap%u.qcow2", i);
+        g_autofree char *path = dp_tmp(name);
+
+        dp_qmp_ok(g->vm, g->load, "{'execute': 'blockdev-snapshot-sync',"
+                  " 'arguments': {'node-name': 'n0', 'snapshot-file': %s,"
+                  " 'snapshot-node-name': 'snap', 'format': 'qcow2'}}", path);
+        dp_load_run(g->load, 4 * DEPTH);
+        dp_qmp_ok(g->vm, g->load, "{'execute': 'block-commit', 'arguments': {"
+                  " 'job-id': 'j', 'device': 'snap',"
+                  " 'auto-dismiss': false}}");
+        complete_job(g, "j");
+    }
+    guest_finish(g);
+}
+
+/* covers: M2, M10: internal snapshots, made and deleted */
+static void test_internal_snapshot(const void *opaque)
+{
+    Guest *g = guest_drive(opaque);
+
+    for (unsigned i = 0; i < 5; i++) {
+        dp_qmp_ok(g->vm, g->load,
+                  "{'execute': 'blockdev-snapshot-internal-sync',"
+                  " 'arguments': {'device': 'drive0', 'name': 'one'}}");
+        dp_load_run(g->load, 2 * DEPTH);
+        dp_qmp_ok(g->vm, g->load,
+                  "{'execute': 'blockdev-snapshot-delete-internal-sync',"
+                  " 'arguments': {'device': 'drive0', 'name': 'one'}}");
+    }
+    guest_finish(g);
+}
+
+/* covers: M10: the node below is replaced by one on top of it, and back */
+static void test_replace(const void *opaque)
+{
+    Guest *g = guest_qcow2(opaque);
+
+    for (unsigned i = 0; i < 5; i++) {
+        dp_qmp_ok(g->vm, g->load, "{'execute': 'blockdev-add', 'arguments': {"
+                  " 'driver': 'raw', 'node-name': 'top',"
+                  " 'file': 'n0'}}");
+        dp_qmp_ok(g->vm, g->load, "{'execute': 'qom-set', 'arguments': {"
+                  " 'path': 'd0', 'property': 'drive', 'value': 'top'}}");
+        dp_load_run(g->load, 2 * DEPTH);
+        dp_qmp_ok(g->vm, g->load, "{'execute': 'qom-set', 'arguments': {"
+                  " 'path': 'd0', 'property': 'drive', 'value': 'n0'}}");
+        dp_qmp_ok(g->vm, g->load, "{'execute': 'blockdev-del',"
+                  " 'arguments': {'node-name': 'top'}}");
+    }
+    guest_finish(g);
+}
+
+/* covers: M5: resize of a qcow2 disk, up and down */
+static void test_resize(const void *opaque)
+{
+    Guest *g = guest_qcow2(opaque);
+
+    for (unsigned i = 0; i < 10; i++) {
+        dp_qmp_ok(g->vm, g->load, "{'execute': 'block_resize', 'arguments': {"
+                  " 'node-name': 'n0', 'size': %" PRId64 "}}",
+                  (int64_t)(IMAGE_MB + i % 4) * MIB);
+    }
+    guest_finish(g);
+}
+
+/* covers: M10, D3: the node is reopened with other options */
+static void test_reopen(const void *opaque)
+{
+    Guest *g = guest_qcow2(opaque);
+
+    for (unsigned i = 0; i < 10; i++) {
+        dp_qmp_ok(g->vm, g->load, "{'execute': 'blockdev-reopen',"
+                  " 'arguments': {'options': [{'driver': 'qcow2',"
+                  " 'node-name': 'n0', 'file': 'f0',"
+                  " 'lazy-refcounts': false,"
+                  " 'l2-cache-size': %d}]}}", MIB << (i % 2));
+    }
+    guest_finish(g);
+}
+
+/* --- what stock refuses, and what the plane does ---------------------- */
+
+/* covers: eject and change of a medium that is not removable: stock's errors */
+static void test_refused(const void *opaque)
+{
+    static const char *const id = "/machine/peripheral/d0/virtio-backend";
+    g_autofree char *path = NULL;
+    Guest *g = guest_drive(opaque);
+
+    path = dp_image("medium.img", MIB);
+    dp_qmp_error(g->vm, g->load, "is not removable",
+                 "{'execute': 'eject', 'arguments': {'id': %s}}", id);
+    dp_qmp_error(g->vm, g->load, "is not removable",
+                 "{'execute': 'blockdev-remove-medium',"
+                 " 'arguments': {'id': %s}}", id);
+    dp_qmp_error(g->vm, g->load, "is not removable",
+                 "{'execute': 'blockdev-change-medium',"
+                 " 'arguments': {'id': %s, 'format': 'raw',"
+                 " 'filename': %s}}", id, path);
+    guest_finish(g);
+}
+
+/* covers: U1: a target that is in use by the plane is refused, by name */
+static void test_blocked_target(const void *opaque)
+{
+    Guest *g = guest_qcow2(opaque);
+
+    add_other(g);
+    assert_no_target(g, "other", "n0");
+    guest_finish(g);
+}
+
+/* covers: M6: drive_del takes the disk away under load; errors, no crash */
+static void test_drive_del(const void *opaque)
+{
+    Guest *g = guest_drive(opaque);
+    g_autofree char *out = NULL;
+    DpReq *req;
+
+    dp_load_send(g->load);
+    out = qtest_hmp(g->vm->qts, "drive_del drive0");
+    g_assert_cmpstr(out, ==, "");
+    dp_wait_all(g->disk);
+
+    req = dp_req(g->disk, VIRTIO_BLK_T_IN, 0, 512);
+    g_assert_cmpint(dp_run(g->disk, req), ==, VIRTIO_BLK_S_IOERR);
+    dp_req_free(g->disk, req);
+    dp_load_reset(g->load);
+    dp_load_abandon(g->load);
+
+    dp_disk_start(g->disk, DP_F_ALL);
+    req = dp_req(g->disk, VIRTIO_BLK_T_GET_ID, 0, 20);
+    g_assert_cmpint(dp_run(g->disk, req), ==, VIRTIO_BLK_S_OK);
+    dp_req_free(g->disk, req);
+    dp_disk_free(g->disk);
+    dp_vm_quit(g->vm);
+    g_free(g);
+}
+
+/* covers: M4: statistics and block info are read under load */
+static void test_queries(const void *opaque)
+{
+    Guest *g = guest_qcow2(opaque);
+
+    dp_qmp_ok(g->vm, g->load, "{'execute': 'block-latency-histogram-set',"
+              " 'arguments': {'id': '/machine/peripheral/d0/virtio-backend',"
+              " 'boundaries': [10, 100, 1000]}}");
+    for (unsigned i = 0; i < 20; i++) {
+        DpInfo info;
+
+        dp_qmp_ok(g->vm, g->load, "{'execute': 'query-block'}");
+        dp_qmp_ok(g->vm, g->load, "{'execute': 'query-blockstats'}");
+        dp_qmp_ok(g->vm, g->load, "{'execute': 'query-iothreads'}");
+        dp_info(g->vm, "d0", &info);
+        g_assert_cmpint(info.in_flight, >=, 0);
+        g_assert_cmpint(info.reads + info.writes, >=, info.completed);
+    }
+    guest_finish(g);
+}
+
+/* covers: D3, M10: the operations run into pause, cont and reset */
+static void test_job_across_reset(const void *opaque)
+{
+    Guest *g = guest_qcow2(opaque);
+
+    add_other(g);
+    dp_qmp_ok(g->vm, g->load, "{'execute': 'blockdev-mirror', 'arguments': {"
+              " 'job-id': 'j', 'device': 'n0', 'target': 'other',"
+              " 'sync': 'full', 'auto-dismiss': false}}");
+    for (unsigned i = 0; i < 5; i++) {
+        dp_load_send(g->load);
+        dp_qmp_ok(g->vm, NULL, "{'execute': 'stop'}");
+        dp_qmp_ok(g->vm, NULL, "{'execute': 'cont'}");
+        dp_load_run(g->load, DEPTH);
+        dp_load_send(g->load);
+        dp_disk_reset(g->disk);
+        dp_load_reset(g->load);
+        dp_disk_start(g->disk, DP_F_ALL);
+        dp_load_run(g->load, DEPTH);
+    }
+    complete_job(g, "j");
+    guest_finish(g);
+}
+
+static void test_skip(void)
+{
+    g_test_skip("needs qemu-img, named by QTEST_QEMU_IMG");
+}
+
+int main(int argc, char **argv)
+{
+    static const struct {
+        const char *name;
+        void (*fn)(const void *mode);
+    } tests[] = {
+        { "backup", test_backup },
+        { "mirror", test_mirror },
+        { "mirror-cancel", test_mirror_cancel },
+        { "snapshot-stream", test_snapshot_stream },
+        { "snapshot-commit", test_snapshot_commit },
+        { "internal-snapshot", test_internal_snapshot },
+        { "replace", test_replace },
+        { "resize", test_resize },
+        { "reopen", test_reopen },
+        { "refused", test_refused },
+        { "blocked-target", test_blocked_target },
+        { "drive-del", test_drive_del },
+        { "queries", test_queries },
+        { "job-across-reset", test_job_across_reset },
+    };
+
+    g_test_init(&argc, &argv, NULL);
+    if (!have_qemu_img()) {
+        qtest_add_func("/virtio-blk-dataplane/manage", test_skip);
+        return g_test_run();
+    }
+    for (unsigned i = 0; i < ARRAY_SIZE(tests); i++) {
+        g_autofree char *path =
+            g_strdup_printf("/virtio-blk-dataplane/manage/%s", tests[i].name);
+
+        dp_add_modes(path, tests[i].fn, true);
+    }
+    return g_test_run();
+}

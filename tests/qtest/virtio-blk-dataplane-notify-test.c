@@ -1,0 +1,329 @@
+/*
+ * Notifications of the split ring, as the driver sees them
+ *
+ * Which interrupts come, which do not, and whether a driver that obeys the
+ * device's wish for no kicks ever waits in vain.  That an interrupt did not
+ * come is told by the plane's counters and made sure by a pause, which sends
+ * all that is due.
+ *
+ * Copyright (c) 2026 the virtio-blk data plane authors
+ *
+ * SPDX-License-Identifier: GPL-2.0-or-later
+ */
+
+#include "qemu/osdep.h"
+#include "virtio-blk-dataplane-common.h"
+
+#define OK VIRTIO_BLK_S_OK
+
+static void set_flags(DpDisk *disk, uint16_t flags)
+{
+    qtest_writew(disk->vm->qts, disk->vq->avail, flags);
+}
+
+static void set_used_event(DpDisk *disk, uint16_t event)
+{
+    qtest_writew(disk->vm->qts, disk->vq->avail + 4 + 2 * disk->num, event);
+}
+
+/* Run a request without looking for an interrupt or touching used_event */
+static void run_silently(DpDisk *disk)
+{
+    QTestState *qts = disk->vm->qts;
+    DpReq *req = dp_req(disk, VIRTIO_BLK_T_FLUSH, 0, 0);
+    gint64 deadline = dp_deadline();
+    bool event = disk->vq->event;
+
+    dp_submit(disk, req);
+    dp_kick(disk);
+    while (qtest_readw(qts, disk->vq->used + 2) == disk->used_idx) {
+        dp_check_deadline(deadline, "the used ring");
+    }
+    disk->vq->event = false;
+    dp_reap(disk);
+    disk->vq->event = event;
+    g_assert_cmpint(req->status, ==, OK);
+    dp_req_free(disk, req);
+}
+
+/* Was there an interrupt, all that are due being sent now? */
+static bool irq_after_all(DpDisk *disk)
+{
+    dp_qmp_ok(disk->vm, NULL, "{'execute': 'stop'}");
+    dp_qmp_ok(disk->vm, NULL, "{'execute': 'cont'}");
+    return dp_irq(disk);
+}
+
+static int64_t sent(DpDisk *disk)
+{
+    DpInfo info;
+
+    dp_info(disk->vm, "d0", &info);
+    return info.sent;
+}
+
+/* Wait until all @n publications were either signalled or suppressed */
+static void wait_decided(DpDisk *disk, const DpInfo *before, int64_t n)
+{
+    gint64 deadline = dp_deadline();
+    DpInfo info;
+
+    do {
+        dp_check_deadline(deadline, "a notification to be decided upon");
+        dp_info(disk->vm, "d0", &info);
+    } while (info.sent + info.suppressed <
+             before->sent + before->suppressed + n);
+}
+
+/*
+ * covers: SPLIT-30, SPLIT-31, SPLIT-32, ROBS-25: without EVENT_IDX bit 0 of
+ * the flags decides, and used_event is not looked at
+ */
+static void test_flags(const void *opaque)
+{
+    static const struct {
+        uint16_t flags;
+        uint16_t used_event;
+        bool irq;
+    } cases[] = {
+        { 0, 0, true }, { 0, 0xffff, true }, { 0, 1, true },
+        { 1, 0, false }, { 1, 0xffff, false }, { 1, 3, false },
+        { 0xfffe, 0, true }, { 0xffff, 0, false },
+    };
+    DpVm *vm = dp_vm_null(opaque, "", "");
+    DpDisk *disk = dp_disk_new(vm, DP_F_PLAIN);
+
+    for (unsigned i = 0; i < ARRAY_SIZE(cases); i++) {
+        DpInfo before, after;
+
+        set_flags(disk, cases[i].flags);
+        set_used_event(disk, cases[i].used_event);
+        dp_info(vm, "d0", &before);
+        run_silently(disk);
+        wait_decided(disk, &before, 1);
+        dp_info(vm, "d0", &after);
+        g_assert_cmpint(after.sent - before.sent, ==, cases[i].irq);
+        g_assert_cmpint(after.suppressed - before.suppressed, ==,
+                        !cases[i].irq);
+        g_assert_cmpint(irq_after_all(disk), ==, cases[i].irq);
+    }
+    dp_disk_free(disk);
+    dp_vm_quit(vm);
+}
+
+/*
+ * covers: SPLIT-33, SPLIT-34, SPLIT-36, SPLIT-39, ROBS-26: with EVENT_IDX
+ * used_event alone decides
+ */
+static void test_used_event(const void *opaque)
+{
+    DpVm *vm = dp_vm_null(opaque, "", "");
+    DpDisk *disk = dp_disk_new(vm, DP_F_EVENT);
+
+    for (unsigned i = 0; i < 24; i++) {
+        uint16_t at = disk->used_idx;
+        /* This one; the next one; the last one; half a lap away */
+        const uint16_t events[] = { at, at + 1, at - 1, at + 0x8000 };
+        bool irq = i % 4 == 0;
+        DpInfo before;
+
+        set_flags(disk, i / 4 % 2);
+        set_used_event(disk, events[i % 4]);
+        dp_info(vm, "d0", &before);
+        run_silently(disk);
+        wait_decided(disk, &before, 1);
+        g_assert_cmpint(sent(disk) - before.sent, ==, irq);
+        if (irq) {
+            gint64 deadline = dp_deadline();
+
+            while (!dp_irq(disk)) {
+                dp_check_deadline(deadline, "the interrupt");
+            }
+        } else {
+            g_assert_false(dp_irq(disk));
+        }
+    }
+    g_assert_false(irq_after_all(disk));
+    dp_disk_free(disk);
+    dp_vm_quit(vm);
+}
+
+/*
+ * covers: SPLIT-35: used_event in the midst of what is published together.
+ * Held requests, let go at once, may be published in one piece or in several.
+ */
+static void test_batch_event(const void *opaque)
+{
+    DpVm *vm = dp_vm_null(opaque, "", "");
+    DpDisk *disk = dp_disk_new(vm, DP_F_EVENT);
+
+    for (unsigned i = 0; i < 6; i++) {
+        gint64 deadline = dp_deadline();
+        uint16_t first;
+        DpReq *req[8];
+
+        dp_hold(disk);
+        for (unsigned j = 0; j < ARRAY_SIZE(req); j++) {
+            req[j] = dp_req(disk, VIRTIO_BLK_T_IN, 100 * j, 512);
+            dp_submit(disk, req[j]);
+        }
+        dp_kick(disk);
+        dp_wait_in_flight(vm, "d0", ARRAY_SIZE(req));
+        first = disk->used_idx;
+        set_used_event(disk, first + i);
+        dp_release(disk);
+        while (!dp_irq(disk)) {
+            dp_check_deadline(deadline, "the interrupt of a batch");
+        }
+        /* It comes for the entry asked for, and not before (SPLIT-39) */
+        g_assert_cmpuint((uint16_t)(qtest_readw(vm->qts, disk->vq->used + 2) -
+                                    first), >, i);
+        while (disk->pending) {
+            dp_reap(disk);
+            dp_check_deadline(deadline, "the rest of a batch");
+        }
+        for (unsigned j = 0; j < ARRAY_SIZE(req); j++) {
+            dp_req_free(disk, req[j]);
+        }
+        irq_after_all(disk);
+    }
+    dp_disk_free(disk);
+    dp_vm_quit(vm);
+}
+
+/* covers: SPLIT-40, SPLIT-42, SPLIT-46: what the device writes for kicks */
+static void test_device_flags(const void *opaque)
+{
+    DpVm *vm = dp_vm_null(opaque, "", "");
+    DpDisk *disk = dp_disk_new(vm, DP_F_PLAIN);
+    uint64_t event;
+
+    event = disk->vq->used + 4 + 8 * disk->num;
+    qtest_writew(vm->qts, event, 0x1234);
+    for (unsigned i = 0; i < 200; i++) {
+        run_silently(disk);
+        g_assert_cmpuint(qtest_readw(vm->qts, disk->vq->used), <=, 1);
+        g_assert_cmphex(qtest_readw(vm->qts, event), ==, 0x1234);
+    }
+
+    dp_disk_free(disk);
+    dp_vm_quit(vm);
+    vm = dp_vm_null(opaque, ",read-zeroes=on", "");
+    disk = dp_disk_new(vm, DP_F_EVENT);
+    for (unsigned i = 0; i < 200; i++) {
+        run_silently(disk);
+        g_assert_cmpuint(qtest_readw(vm->qts, disk->vq->used), ==, 0);
+    }
+    dp_disk_free(disk);
+    dp_vm_quit(vm);
+}
+
+/* covers: SPLIT-45, NOTIF-5, ROBC-12: kicks for nothing, and for no queue */
+static void test_empty_kicks(const void *opaque)
+{
+    const DpMode *mode = opaque;
+    DpVm *vm = dp_vm_file(mode, 1024 * 1024, "");
+    DpDisk *disk = dp_disk_new(vm, DP_F_ALL);
+
+    for (unsigned i = 0; i < 1000; i++) {
+        dp_kick_always(disk);
+    }
+    for (unsigned i = 1; i < 8; i++) {
+        qpci_io_writew(disk->pci->pdev, disk->pci->bar,
+                       disk->vqpci->notify_offset, i);
+        qpci_io_writew(disk->pci->pdev, disk->pci->bar,
+                       disk->vqpci->notify_offset +
+                       i * disk->pci->notify_off_multiplier, i);
+    }
+    g_assert_cmpuint(qtest_readw(vm->qts, disk->vq->used + 2), ==, 0);
+    g_assert_false(irq_after_all(disk));
+    dp_assert_works(disk);
+    dp_assert_mode(vm, mode);
+    dp_disk_free(disk);
+    dp_vm_quit(vm);
+}
+
+/*
+ * covers: SPLIT-38, SPLIT-41, SPLIT-43, SPLIT-44, D4: an obeying driver, one
+ * request at a time and many, with and without EVENT_IDX, polling or not
+ */
+static void run_obeying(const DpMode *mode, uint64_t features)
+{
+    DpVm *vm = dp_vm_file(mode, 8 * 1024 * 1024, "");
+    DpDisk *disk = dp_disk_new(vm, features);
+
+    for (unsigned depth = 1; depth <= 16; depth *= 4) {
+        DpLoad *load = dp_load_new(disk, depth, 64);
+
+        if (!disk->vq->indirect) {
+            dp_load_forget_tables(load);
+        }
+        dp_load_run(load, 600);
+        dp_load_finish(load);
+    }
+    dp_assert_mode(vm, mode);
+    dp_disk_free(disk);
+    dp_vm_quit(vm);
+}
+
+static void test_obeying_event_idx(const void *opaque)
+{
+    run_obeying(opaque, DP_F_ALL);
+}
+
+static void test_obeying_plain(const void *opaque)
+{
+    run_obeying(opaque, DP_F_PLAIN);
+}
+
+/* covers: U1: each kick and each request is counted, once */
+static void test_counters(const void *opaque)
+{
+    DpVm *vm = dp_vm_null(opaque, "", "");
+    DpDisk *disk = dp_disk_new(vm, DP_F_ALL);
+    DpInfo info;
+
+    for (unsigned i = 0; i < 50; i++) {
+        run_silently(disk);
+    }
+    do {
+        dp_info(vm, "d0", &info);
+    } while (info.completed < 50);
+    g_assert_cmpint(info.completed, ==, 50);
+    g_assert_cmpint(info.flushes, ==, 50);
+    g_assert_cmpint(info.in_flight, ==, 0);
+    g_assert_cmpint(info.errors, ==, 0);
+    /* The plane kicks itself at start and whenever a drain ends */
+    g_assert_cmpint(info.kicks, <=, disk->kicks + 4);
+    g_assert_cmpint(info.kicks + info.polled, >=, 1);
+    g_assert_cmpint(info.batches, <=, 50);
+    g_assert_cmpint(info.batches, >=, 1);
+    dp_disk_free(disk);
+    dp_vm_quit(vm);
+}
+
+int main(int argc, char **argv)
+{
+    static const struct {
+        const char *name;
+        void (*fn)(const void *mode);
+    } tests[] = {
+        { "flags", test_flags },
+        { "used-event", test_used_event },
+        { "batch-event", test_batch_event },
+        { "device-flags", test_device_flags },
+        { "empty-kicks", test_empty_kicks },
+        { "obeying-event-idx", test_obeying_event_idx },
+        { "obeying-plain", test_obeying_plain },
+        { "counters", test_counters },
+    };
+
+    g_test_init(&argc, &argv, NULL);
+    for (unsigned i = 0; i < ARRAY_SIZE(tests); i++) {
+        g_autofree char *path =
+            g_strdup_printf("/virtio-blk-dataplane/notify/%s", tests[i].name);
+
+        dp_add_modes(path, tests[i].fn, true);
+    }
+    return g_test_run();
+}

@@ -1,0 +1,881 @@
+/*
+ * Tests of the split ring: drivers that break the rules
+ *
+ * Knows the rows ROBS and G of the requirements.  Whatever the driver does,
+ * the ring answers with the one error that names it, holds nothing, writes
+ * nothing, and is broken from then on; or it tolerates the fault.
+ *
+ * Copyright (c) 2026 the virtio-blk data plane authors
+ *
+ * SPDX-License-Identifier: GPL-2.0-or-later
+ */
+
+#include "qemu/osdep.h"
+#include <pthread.h>
+#include "qemu/atomic.h"
+#include "qapi/error.h"
+#include "vring-test-driver.h"
+
+#define QUEUE_SIZE 8
+
+/*
+ * Further regions, besides those of a TestQueue.  LOW is what an address that
+ * wraps would find.
+ */
+#define LOW_BASE    0x0ull
+#define LOW_SIZE    RING_BASE
+#define ROM_BASE    0x20000000ull
+#define HUGE_BASE   0x100000000ull
+#define HUGE_SIZE   (5ull << 30)
+#define TOP_BASE    0xfffffffffffff000ull
+#define TOP_SIZE    0x1000ull
+#define NOWHERE     0x7000000000ull
+
+static void hostile_queue_init(TestQueue *q, const VringConfig *config)
+{
+    test_queue_init(q, config);
+    test_memory_add(q->mem, LOW_BASE, LOW_SIZE, TEST_RAM);
+    test_memory_add(q->mem, ROM_BASE, TEST_PAGE, TEST_ROM);
+    test_memory_add(q->mem, HUGE_BASE, HUGE_SIZE, TEST_RAM);
+    test_memory_add(q->mem, TOP_BASE, TOP_SIZE, TEST_RAM);
+    test_memory_commit(q->mem);
+    vring_refresh_memory(&q->vring);
+}
+
+/* Chains */
+
+#define CASE_DESCS QUEUE_SIZE
+
+typedef struct ChainCase {
+    const char *path;
+    VringError error;
+    bool no_indirect;                   /* feature not negotiated */
+    TestDesc ring[CASE_DESCS];          /* descriptors from 0 on */
+    TestDesc table[CASE_DESCS];         /* at TABLE_BASE */
+} ChainCase;
+
+/* To be followed by flags and next */
+#define HDR     .addr = DATA_BASE, .len = 16
+#define BLOCK   .addr = DATA_BASE + 0x200, .len = 512
+#define STATUS  .addr = DATA_BASE + 0x100, .len = 1
+#define TABLE(n) .addr = TABLE_BASE, .len = 16 * (n)
+
+static const ChainCase chain_cases[] = {
+    {
+        /* covers: ROBS-1, G9 */
+        .path = "/vring/hostile/loop/self",
+        .error = VRING_ERR_LOOP,
+        .ring = { { HDR, NEXT, 0 } },
+    }, {
+        /* covers: ROBS-1, G9 */
+        .path = "/vring/hostile/loop/self-empty",
+        .error = VRING_ERR_LOOP,
+        .ring = { { 0, 0, NEXT, 0 } },
+    }, {
+        /* covers: ROBS-1, G9 */
+        .path = "/vring/hostile/loop/pair",
+        .error = VRING_ERR_LOOP,
+        .ring = { { HDR, WRITE | NEXT, 1 }, { HDR, WRITE | NEXT, 0 } },
+    }, {
+        /* covers: ROBS-1, G9 */
+        .path = "/vring/hostile/loop/all",
+        .error = VRING_ERR_LOOP,
+        .ring = { { HDR, NEXT, 1 }, { HDR, NEXT, 2 }, { HDR, NEXT, 3 },
+                  { HDR, NEXT, 4 }, { HDR, NEXT, 5 }, { HDR, NEXT, 6 },
+                  { HDR, NEXT, 7 }, { HDR, NEXT, 0 } },
+    }, {
+        /* covers: ROBS-1: the last one goes back into the middle */
+        .path = "/vring/hostile/loop/tail",
+        .error = VRING_ERR_LOOP,
+        .ring = { { HDR, NEXT, 1 }, { HDR, NEXT, 2 }, { HDR, NEXT, 3 },
+                  { HDR, NEXT, 1 } },
+    }, {
+        /* covers: ROBS-19 */
+        .path = "/vring/hostile/loop/in-table-self",
+        .error = VRING_ERR_LOOP,
+        .ring = { { TABLE(1), INDIRECT } },
+        .table = { { HDR, NEXT, 0 } },
+    }, {
+        /* covers: ROBS-19 */
+        .path = "/vring/hostile/loop/in-table-pair",
+        .error = VRING_ERR_LOOP,
+        .ring = { { HDR, NEXT, 1 }, { TABLE(4), INDIRECT } },
+        .table = { { HDR, NEXT, 3 }, { 0 }, { 0 }, { HDR, NEXT, 0 } },
+    }, {
+        /* covers: ROBS-4 */
+        .path = "/vring/hostile/next/queue-size",
+        .error = VRING_ERR_NEXT,
+        .ring = { { HDR, NEXT, QUEUE_SIZE } },
+    }, {
+        /* covers: ROBS-4 */
+        .path = "/vring/hostile/next/65535",
+        .error = VRING_ERR_NEXT,
+        .ring = { { HDR, NEXT, 1 }, { STATUS, WRITE | NEXT, 65535 } },
+    }, {
+        /* covers: ROBS-18 */
+        .path = "/vring/hostile/next/entries-of-table",
+        .error = VRING_ERR_NEXT,
+        .ring = { { TABLE(2), INDIRECT } },
+        .table = { { HDR, NEXT, 2 }, { STATUS, WRITE }, { STATUS, WRITE } },
+    }, {
+        /* covers: ROBS-18 */
+        .path = "/vring/hostile/next/65535-in-table",
+        .error = VRING_ERR_NEXT,
+        .ring = { { TABLE(2), INDIRECT } },
+        .table = { { HDR, NEXT, 1 }, { STATUS, WRITE | NEXT, 65535 } },
+    }, {
+        /* covers: ROBS-13, G9 */
+        .path = "/vring/hostile/order/direct",
+        .error = VRING_ERR_ORDER,
+        .ring = { { STATUS, WRITE | NEXT, 1 }, { HDR } },
+    }, {
+        /* covers: ROBS-13 */
+        .path = "/vring/hostile/order/in-table",
+        .error = VRING_ERR_ORDER,
+        .ring = { { TABLE(3), INDIRECT } },
+        .table = { { HDR, NEXT, 1 }, { STATUS, WRITE | NEXT, 2 }, { BLOCK } },
+    }, {
+        /* covers: ROBS-13 */
+        .path = "/vring/hostile/order/direct-then-table",
+        .error = VRING_ERR_ORDER,
+        .ring = { { STATUS, WRITE | NEXT, 1 }, { TABLE(1), INDIRECT } },
+        .table = { { HDR } },
+    }, {
+        /* covers: ROBS-8 */
+        .path = "/vring/hostile/address/readable-nowhere",
+        .error = VRING_ERR_ADDRESS,
+        .ring = { { NOWHERE, 16 } },
+    }, {
+        /* covers: ROBS-8 */
+        .path = "/vring/hostile/address/writable-nowhere",
+        .error = VRING_ERR_ADDRESS,
+        .ring = { { HDR, NEXT, 1 }, { NOWHERE, 16, WRITE | NEXT, 2 },
+                  { STATUS, WRITE } },
+    }, {
+        /* covers: ROBS-8 */
+        .path = "/vring/hostile/address/nowhere-in-table",
+        .error = VRING_ERR_ADDRESS,
+        .ring = { { TABLE(2), INDIRECT } },
+        .table = { { HDR, NEXT, 1 }, { NOWHERE, 1, WRITE } },
+    }, {
+        /* covers: ROBS-8, G11 */
+        .path = "/vring/hostile/address/just-in-front-of-a-region",
+        .error = VRING_ERR_ADDRESS,
+        .ring = { { DATA_BASE - 1, 2 } },
+    }, {
+        /* covers: ROBS-9, G11 */
+        .path = "/vring/hostile/address/just-behind-a-region",
+        .error = VRING_ERR_ADDRESS,
+        .ring = { { DATA_BASE + DATA_SIZE, 1 } },
+    }, {
+        /* covers: ROBS-9 */
+        .path = "/vring/hostile/address/runs-out-of-its-region",
+        .error = VRING_ERR_ADDRESS,
+        .ring = { { HDR, NEXT, 1 },
+                  { DATA_BASE + DATA_SIZE - 16, 17, WRITE } },
+    }, {
+        /* covers: ROBS-9: there is RAM at 0, but not for this buffer */
+        .path = "/vring/hostile/address/wraps",
+        .error = VRING_ERR_ADDRESS,
+        .ring = { { TOP_BASE + TOP_SIZE - 16, 17 } },
+    }, {
+        /* covers: ROBS-9 */
+        .path = "/vring/hostile/address/wraps-from-the-last-byte",
+        .error = VRING_ERR_ADDRESS,
+        .ring = { { UINT64_MAX, 2, WRITE } },
+    }, {
+        /* covers: G11 */
+        .path = "/vring/hostile/address/writable-in-rom",
+        .error = VRING_ERR_ADDRESS,
+        .ring = { { ROM_BASE, 512, NEXT, 1 }, { ROM_BASE, 512, WRITE } },
+    }, {
+        /* covers: ROBS-11, G9 */
+        .path = "/vring/hostile/length/4-gib",
+        .error = VRING_ERR_LENGTH,
+        .ring = { { HUGE_BASE, 0xffffffff, WRITE | NEXT, 1 },
+                  { STATUS, WRITE } },
+    }, {
+        /* covers: ROBS-11, G9: both directions count */
+        .path = "/vring/hostile/length/both-directions",
+        .error = VRING_ERR_LENGTH,
+        .ring = { { HUGE_BASE, 0x80000000, NEXT, 1 },
+                  { HUGE_BASE, 0x80000000, WRITE } },
+    }, {
+        /* covers: ROBS-11: the sum would be small in 32 bits */
+        .path = "/vring/hostile/length/wraps",
+        .error = VRING_ERR_LENGTH,
+        .ring = { { HUGE_BASE, 0x80000000, NEXT, 1 },
+                  { HUGE_BASE, 0x7fffffff, WRITE | NEXT, 2 },
+                  { HUGE_BASE, 0x7fffffff, WRITE | NEXT, 3 },
+                  { HUGE_BASE, 0x00000202, WRITE } },
+    }, {
+        /* covers: ROBS-14 */
+        .path = "/vring/hostile/indirect/not-negotiated",
+        .error = VRING_ERR_INDIRECT_FEATURE,
+        .no_indirect = true,
+        .ring = { { HDR, NEXT, 1 }, { TABLE(1), INDIRECT } },
+        .table = { { STATUS, WRITE } },
+    }, {
+        /* covers: ROBS-15, G9 */
+        .path = "/vring/hostile/indirect/nested",
+        .error = VRING_ERR_INDIRECT_NESTED,
+        .ring = { { TABLE(2), INDIRECT } },
+        .table = { { HDR, NEXT, 1 }, { TABLE(1), INDIRECT } },
+    }, {
+        /* covers: ROBS-15: the second level is not even looked at */
+        .path = "/vring/hostile/indirect/nested-nowhere",
+        .error = VRING_ERR_INDIRECT_NESTED,
+        .ring = { { TABLE(1), INDIRECT } },
+        .table = { { NOWHERE, 5, INDIRECT | WRITE } },
+    }, {
+        /* covers: ROBS-16 */
+        .path = "/vring/hostile/indirect/with-next",
+        .error = VRING_ERR_INDIRECT_NEXT,
+        .ring = { { TABLE(1), INDIRECT | NEXT, 1 }, { STATUS, WRITE } },
+        .table = { { HDR } },
+    }, {
+        /* covers: ROBS-17, G4 */
+        .path = "/vring/hostile/table/length-0",
+        .error = VRING_ERR_TABLE_LENGTH,
+        .ring = { { TABLE(0), INDIRECT } },
+    }, {
+        /* covers: ROBS-17 */
+        .path = "/vring/hostile/table/length-15",
+        .error = VRING_ERR_TABLE_LENGTH,
+        .ring = { { TABLE_BASE, 15, INDIRECT } },
+    }, {
+        /* covers: ROBS-17 */
+        .path = "/vring/hostile/table/length-40",
+        .error = VRING_ERR_TABLE_LENGTH,
+        .ring = { { TABLE_BASE, 40, INDIRECT } },
+        .table = { { HDR, NEXT, 1 }, { STATUS, WRITE } },
+    }, {
+        /* covers: ROBS-20 */
+        .path = "/vring/hostile/table/length-fffffff0",
+        .error = VRING_ERR_TABLE_LENGTH,
+        .ring = { { TABLE_BASE, 0xfffffff0, INDIRECT } },
+        .table = { { HDR } },
+    }, {
+        /* covers: ROBS-20: one more than 2.7 allows, all of it in RAM */
+        .path = "/vring/hostile/table/32769-entries",
+        .error = VRING_ERR_TABLE_LENGTH,
+        .ring = { { HUGE_BASE, 16 * 32769, INDIRECT } },
+    }, {
+        /* covers: ROBS-20, G11 */
+        .path = "/vring/hostile/table/nowhere",
+        .error = VRING_ERR_TABLE_ADDRESS,
+        .ring = { { HDR, NEXT, 1 }, { NOWHERE, 16, INDIRECT } },
+    }, {
+        /* covers: ROBS-20 */
+        .path = "/vring/hostile/table/wraps",
+        .error = VRING_ERR_TABLE_ADDRESS,
+        .ring = { { TOP_BASE + TOP_SIZE - 16, 32, INDIRECT } },
+    },
+};
+
+static void test_chain(const void *opaque)
+{
+    const ChainCase *c = opaque;
+
+    for (unsigned i = 0; i < TEST_MODES; i++) {
+        VringConfig config = test_config(&test_modes[i], QUEUE_SIZE);
+        TestQueue q;
+
+        g_test_message("%s", test_modes[i].name);
+        config.indirect = !c->no_indirect;
+        hostile_queue_init(&q, &config);
+        driver_set_table(&q.drv, q.drv.desc, c->ring, CASE_DESCS);
+        driver_set_table(&q.drv, test_memory_host(q.mem, TABLE_BASE),
+                         c->table, CASE_DESCS);
+        driver_offer(&q.drv, 0);
+        test_queue_fail(&q, c->error);
+        test_queue_cleanup(&q);
+    }
+}
+
+/* covers: ROBS-1: bounded in a queue of any size, empty or not */
+static void test_long_loop(void)
+{
+    for (unsigned num = 1; num <= 32768; num *= 2) {
+        for (unsigned len = 0; len < 2; len++) {
+            VringConfig config = test_config(&test_modes[0], num);
+            TestQueue q;
+
+            test_queue_init(&q, &config);
+            for (unsigned i = 0; i < num; i++) {
+                TestDesc desc = { DATA_BASE, len, NEXT, (i + 1) % num };
+
+                driver_set_desc(&q.drv, i, &desc);
+            }
+            driver_offer(&q.drv, num / 2);
+            test_queue_fail(&q, len && num > VIRTQUEUE_MAX_SIZE ?
+                                VRING_ERR_TOO_LONG : VRING_ERR_LOOP);
+            test_queue_cleanup(&q);
+        }
+    }
+}
+
+/* A table of @n entries at HUGE_BASE, each with one byte at @addr */
+static void offer_long_table(TestQueue *q, unsigned n, hwaddr addr)
+{
+    TestDesc *table = g_new(TestDesc, n);
+    TestDesc head[] = {
+        { HDR, NEXT, 1 },
+        { HUGE_BASE, 16 * n, INDIRECT },
+    };
+
+    for (unsigned i = 0; i < n; i++) {
+        table[i] = (TestDesc) {
+            .addr = addr,
+            .len = 1,
+            .flags = WRITE | (i < n - 1 ? NEXT : 0),
+            .next = i + 1,
+        };
+    }
+    driver_set_table(&q->drv, test_memory_host(q->mem, HUGE_BASE), table, n);
+    driver_set_table(&q->drv, q->drv.desc, head, ARRAY_SIZE(head));
+    driver_offer(&q->drv, 0);
+    g_free(table);
+}
+
+/*
+ * covers: ROBS-2: longer than the queue is tolerated, longer than any array
+ * is not
+ */
+static void test_long_table(void)
+{
+    static const unsigned served[] = { QUEUE_SIZE, 100, 1023 };
+    static const unsigned refused[] = { 1024, 1025, 32768 };
+    VringConfig config = test_config(&test_modes[0], QUEUE_SIZE);
+    VirtQueueElement elem;
+    TestQueue q;
+
+    for (unsigned i = 0; i < ARRAY_SIZE(served); i++) {
+        hostile_queue_init(&q, &config);
+        offer_long_table(&q, served[i], DATA_BASE);
+        g_assert_cmpint(vring_pop(&q.vring, &elem, &q.buf), ==, 1);
+        g_assert_cmpuint(elem.out_num, ==, 1);
+        g_assert_cmpuint(elem.in_num, ==, served[i]);
+        test_queue_use(&q, &elem, 0);
+        test_queue_cleanup(&q);
+    }
+    for (unsigned i = 0; i < ARRAY_SIZE(refused); i++) {
+        hostile_queue_init(&q, &config);
+        offer_long_table(&q, refused[i], DATA_BASE);
+        test_queue_fail(&q, VRING_ERR_TOO_LONG);
+        test_queue_cleanup(&q);
+    }
+}
+
+/* covers: ROBS-2, SPLIT-2: a chain in the ring with more than any array */
+static void test_long_chain(void)
+{
+    VringConfig config = test_config(&test_modes[0], 2048);
+    TestQueue q;
+
+    test_queue_init(&q, &config);
+    for (unsigned i = 0; i < 1025; i++) {
+        TestDesc desc = { DATA_BASE, 1, i < 1024 ? NEXT : 0, i + 1 };
+
+        driver_set_desc(&q.drv, i, &desc);
+    }
+    driver_offer(&q.drv, 0);
+    test_queue_fail(&q, VRING_ERR_TOO_LONG);
+    test_queue_cleanup(&q);
+}
+
+/* covers: ROBS-11: the largest chain that the rules allow */
+static void test_longest_length(void)
+{
+    VringConfig config = test_config(&test_modes[0], QUEUE_SIZE);
+    static const TestDesc desc[] = {
+        { HUGE_BASE, 0x80000000, NEXT, 1 },
+        { HUGE_BASE + 0x80000000, 0x7fffffff, WRITE },
+    };
+    VirtQueueElement elem;
+    TestQueue q;
+
+    hostile_queue_init(&q, &config);
+    driver_set_table(&q.drv, q.drv.desc, desc, ARRAY_SIZE(desc));
+    driver_offer(&q.drv, 0);
+    g_assert_cmpint(vring_pop(&q.vring, &elem, &q.buf), ==, 1);
+    g_assert_cmpuint(elem.out_sg[0].iov_len, ==, 0x80000000);
+    g_assert_cmpuint(elem.in_sg[0].iov_len, ==, 0x7fffffff);
+    test_queue_use(&q, &elem, 0x7fffffff);
+    test_queue_cleanup(&q);
+}
+
+/*
+ * covers: ROBS-20: entry 0 is in RAM, entry 1 is not; whether the chain goes
+ * there decides
+ */
+static void test_table_runs_out(void)
+{
+    const hwaddr last = DATA_BASE + DATA_SIZE - 16;
+    const TestDesc head = { last, 32, INDIRECT };
+    TestDesc entry = { STATUS, WRITE };
+    VirtQueueElement elem;
+
+    for (unsigned i = 0; i < TEST_MODES; i++) {
+        VringConfig config = test_config(&test_modes[i], QUEUE_SIZE);
+        TestQueue q;
+
+        hostile_queue_init(&q, &config);
+        driver_set_desc(&q.drv, 0, &head);
+        entry.flags = WRITE;
+        driver_set_table(&q.drv, test_memory_host(q.mem, last), &entry, 1);
+        driver_offer(&q.drv, 0);
+        g_assert_cmpint(vring_pop(&q.vring, &elem, &q.buf), ==, 1);
+        g_assert_cmpuint(elem.in_num, ==, 1);
+        test_queue_use(&q, &elem, 1);
+
+        entry.flags = WRITE | NEXT;
+        entry.next = 1;
+        driver_set_table(&q.drv, test_memory_host(q.mem, last), &entry, 1);
+        driver_offer(&q.drv, 0);
+        test_queue_fail(&q, VRING_ERR_TABLE_ADDRESS);
+        test_queue_cleanup(&q);
+    }
+}
+
+/* Rings */
+
+typedef struct IndexCase {
+    const char *path;
+    VringError error;
+    unsigned used_before;       /* buffers that came and went before */
+    uint16_t avail_idx;         /* then the driver writes this */
+    uint16_t entry;             /* into the next entry */
+} IndexCase;
+
+static const IndexCase index_cases[] = {
+    {
+        /* covers: ROBS-5, G9 */
+        .path = "/vring/hostile/avail-idx/one-more-than-a-ring",
+        .error = VRING_ERR_AVAIL_IDX,
+        .avail_idx = QUEUE_SIZE + 1,
+    }, {
+        /* covers: ROBS-5, G9 */
+        .path = "/vring/hostile/avail-idx/half-of-the-range",
+        .error = VRING_ERR_AVAIL_IDX,
+        .used_before = 5,
+        .avail_idx = 5 + 0x8000,
+    }, {
+        /* covers: ROBS-6 */
+        .path = "/vring/hostile/avail-idx/one-back",
+        .error = VRING_ERR_AVAIL_IDX,
+        .used_before = 5,
+        .avail_idx = 4,
+    }, {
+        /* covers: ROBS-6 */
+        .path = "/vring/hostile/avail-idx/back-to-0",
+        .error = VRING_ERR_AVAIL_IDX,
+        .used_before = 30,
+        .avail_idx = 0,
+    }, {
+        /* covers: ROBS-6 */
+        .path = "/vring/hostile/avail-idx/back-over-65535",
+        .error = VRING_ERR_AVAIL_IDX,
+        .used_before = 65536 + 2,
+        .avail_idx = 65535,
+    }, {
+        /* covers: ROBS-3, G9 */
+        .path = "/vring/hostile/head/queue-size",
+        .error = VRING_ERR_HEAD,
+        .avail_idx = 1,
+        .entry = QUEUE_SIZE,
+    }, {
+        /* covers: ROBS-3, G9: the low bits alone would be a descriptor */
+        .path = "/vring/hostile/head/256",
+        .error = VRING_ERR_HEAD,
+        .used_before = 3,
+        .avail_idx = 4,
+        .entry = 0x100,
+    }, {
+        /* covers: ROBS-3, G9 */
+        .path = "/vring/hostile/head/65535",
+        .error = VRING_ERR_HEAD,
+        .used_before = 3,
+        .avail_idx = 4,
+        .entry = 65535,
+    },
+};
+
+static void test_index(const void *opaque)
+{
+    const IndexCase *c = opaque;
+
+    for (unsigned i = 0; i < TEST_MODES; i++) {
+        VringConfig config = test_config(&test_modes[i], QUEUE_SIZE);
+        TestQueue q;
+
+        g_test_message("%s", test_modes[i].name);
+        test_queue_init(&q, &config);
+        for (unsigned j = 0; j < c->used_before; j++) {
+            test_queue_run(&q, j % QUEUE_SIZE);
+        }
+        driver_add(&q.drv, c->entry);
+        driver_set_avail_idx(&q.drv, c->avail_idx);
+        test_queue_fail(&q, c->error);
+        test_queue_cleanup(&q);
+    }
+}
+
+/* covers: ROBS-5: exactly a ring ahead is what the driver may do */
+static void test_avail_idx_full_ring(void)
+{
+    VringConfig config = test_config(&test_modes[1], QUEUE_SIZE);
+    VirtQueueElement elem;
+    TestQueue q;
+
+    test_queue_init(&q, &config);
+    test_queue_run(&q, 0);
+    for (unsigned i = 0; i < QUEUE_SIZE; i++) {
+        driver_offer_buffer(&q.drv, i, DATA_BASE, 1, false);
+    }
+    for (unsigned i = 0; i < QUEUE_SIZE; i++) {
+        g_assert_cmpint(vring_pop(&q.vring, &elem, &q.buf), ==, 1);
+        test_queue_use(&q, &elem, 0);
+    }
+    g_assert_cmpint(vring_pop(&q.vring, &elem, &q.buf), ==, 0);
+    test_queue_cleanup(&q);
+}
+
+/*
+ * covers: ROBS-6: set back behind what the device has seen already; entries
+ * that it has taken are not taken again
+ */
+static void test_avail_idx_back_unnoticed(void)
+{
+    VringConfig config = test_config(&test_modes[0], QUEUE_SIZE);
+    VirtQueueElement elem;
+    TestQueue q;
+    int ret;
+
+    test_queue_init(&q, &config);
+    for (unsigned i = 0; i < 4; i++) {
+        driver_offer_buffer(&q.drv, i, DATA_BASE, 1, false);
+    }
+    g_assert_cmpint(vring_pop(&q.vring, &elem, &q.buf), ==, 1);
+    vring_detach(&q.vring, &elem, &q.buf);
+    driver_set_avail_idx(&q.drv, 1);
+    for (unsigned i = 1;
+         (ret = vring_pop(&q.vring, &elem, &q.buf)) > 0; i++) {
+        g_assert_cmpuint(i, <, 4);
+        g_assert_cmpuint(elem.index, ==, i);
+        vring_detach(&q.vring, &elem, &q.buf);
+    }
+    g_assert_cmpint(ret, ==, -VRING_ERR_AVAIL_IDX);
+    test_queue_cleanup(&q);
+}
+
+/* covers: ROBS-7: each one is returned, and never more than the queue has */
+static void test_head_offered_again(void)
+{
+    VringConfig config = test_config(&test_modes[0], QUEUE_SIZE);
+    VirtQueueElement elem[QUEUE_SIZE];
+    VringBuffer buf[QUEUE_SIZE];
+    uint32_t id, len;
+    TestQueue q;
+
+    test_queue_init(&q, &config);
+    for (unsigned i = 0; i < QUEUE_SIZE; i++) {
+        vring_buffer_init(&buf[i]);
+        driver_offer_buffer(&q.drv, 3, DATA_BASE, 1, true);
+        g_assert_cmpint(vring_pop(&q.vring, &elem[i], &buf[i]), ==, 1);
+    }
+    driver_offer(&q.drv, 3);
+    for (unsigned i = 0; i < 2; i++) {
+        vring_push(&q.vring, &elem[i], &buf[i], i);
+    }
+    g_assert_cmpuint(vring_publish(&q.vring), ==, 2);
+    for (unsigned i = 0; i < 2; i++) {
+        g_assert_true(driver_take(&q.drv, &id, &len));
+        g_assert_cmpuint(id, ==, 3);
+        g_assert_cmpuint(len, ==, i);
+    }
+    for (unsigned i = 0; i < 2; i++) {
+        driver_set_avail_idx(&q.drv, QUEUE_SIZE + 1 + i);
+        g_assert_cmpint(vring_pop(&q.vring, &elem[i], &buf[i]), ==, 1);
+    }
+    driver_offer(&q.drv, 3);
+    driver_offer(&q.drv, 3);
+    test_queue_fail(&q, VRING_ERR_QUEUE_FULL);
+    for (unsigned i = 0; i < QUEUE_SIZE; i++) {
+        vring_detach(&q.vring, &elem[i], &buf[i]);
+    }
+    g_assert_cmpuint(q.vring.inuse, ==, 0);
+    test_queue_cleanup(&q);
+}
+
+/*
+ * What was popped before the fault is given back, but not shown, not even
+ * what was pushed before it; covers: G9
+ */
+static void test_push_when_broken(void)
+{
+    VringConfig config = test_config(&test_modes[1], QUEUE_SIZE);
+    VirtQueueElement elem[4];
+    VringBuffer buf[4];
+    uint16_t used_idx;
+    TestQueue q;
+
+    test_queue_init(&q, &config);
+    for (unsigned i = 0; i < 4; i++) {
+        vring_buffer_init(&buf[i]);
+        driver_offer_buffer(&q.drv, i, DATA_BASE, 1, true);
+        g_assert_cmpint(vring_pop(&q.vring, &elem[i], &buf[i]), ==, 1);
+    }
+    vring_push(&q.vring, &elem[3], &buf[3], 1);
+    driver_offer(&q.drv, 0xffff);
+    test_queue_fail(&q, VRING_ERR_HEAD);
+    used_idx = q.vring.used_idx;
+    vring_push(&q.vring, &elem[0], &buf[0], 1);
+    vring_push(&q.vring, &elem[2], &buf[2], 1);
+    vring_detach(&q.vring, &elem[1], &buf[1]);
+    g_assert_cmpuint(vring_publish(&q.vring), ==, 0);
+    g_assert_cmpuint(driver_used_idx(&q.drv), ==, 0);
+    g_assert_cmpuint(q.vring.used_idx, ==, used_idx);
+    g_assert_cmpuint(q.vring.inuse, ==, 0);
+    test_queue_cleanup(&q);
+}
+
+/* Where the areas lie */
+
+typedef struct AreaCase {
+    const char *path;
+    hwaddr desc, avail, used;   /* 0: where they belong */
+} AreaCase;
+
+#define DATA_END (DATA_BASE + DATA_SIZE)
+
+/* The sizes are those of 8 entries with EVENT_IDX: 128, 22, 70 */
+static const AreaCase area_cases[] = {
+    /* covers: ROBS-21 */
+    { "/vring/hostile/area/desc-unaligned", .desc = DATA_BASE + 8 },
+    { "/vring/hostile/area/avail-unaligned", .avail = DATA_BASE + 1 },
+    { "/vring/hostile/area/used-unaligned", .used = DATA_BASE + 2 },
+    /* covers: ROBS-22, G11 */
+    { "/vring/hostile/area/desc-nowhere", .desc = NOWHERE },
+    { "/vring/hostile/area/avail-nowhere", .avail = NOWHERE },
+    { "/vring/hostile/area/used-nowhere", .used = NOWHERE },
+    { "/vring/hostile/area/desc-in-rom", .desc = ROM_BASE },
+    { "/vring/hostile/area/used-in-rom", .used = ROM_BASE },
+    { "/vring/hostile/area/desc-over-the-edge", .desc = DATA_END - 112 },
+    { "/vring/hostile/area/avail-over-the-edge", .avail = DATA_END - 20 },
+    { "/vring/hostile/area/used-over-the-edge", .used = DATA_END - 68 },
+    { "/vring/hostile/area/desc-wraps", .desc = UINT64_MAX - 15 },
+    { "/vring/hostile/area/avail-wraps", .avail = UINT64_MAX - 1 },
+    { "/vring/hostile/area/used-wraps", .used = UINT64_MAX - 3 },
+};
+
+static void test_area(const void *opaque)
+{
+    const AreaCase *c = opaque;
+    VringConfig config = test_config(&test_modes[1], QUEUE_SIZE);
+    Error *err = NULL;
+    Vring vring;
+    TestQueue q;
+
+    hostile_queue_init(&q, &config);
+    config.desc = c->desc ?: config.desc;
+    config.avail = c->avail ?: config.avail;
+    config.used = c->used ?: config.used;
+    g_assert_false(vring_open(&vring, &config, q.mem, &err));
+    g_assert_cmpuint(strlen(error_get_pretty(err)), >, 0);
+    error_free_or_abort(&err);
+    test_queue_cleanup(&q);
+}
+
+/* covers: ROBS-22, SPLIT-1: up to the last byte of a region is allowed */
+static void test_areas_at_the_edge(void)
+{
+    static const AreaCase edges[] = {
+        { "desc", .desc = DATA_END - 128 },
+        { "avail", .avail = DATA_END - 22 },
+        { "used", .used = DATA_END - 72 },
+    };
+
+    for (unsigned i = 0; i < ARRAY_SIZE(edges); i++) {
+        VringConfig config = test_config(&test_modes[1], QUEUE_SIZE);
+        TestQueue q;
+
+        g_test_message("%s", edges[i].path);
+        test_queue_init(&q, &config);
+        vring_close(&q.vring);
+        config.desc = edges[i].desc ?: config.desc;
+        config.avail = edges[i].avail ?: config.avail;
+        config.used = edges[i].used ?: config.used;
+        driver_init(&q.drv, q.mem, &config);
+        vring_open(&q.vring, &config, q.mem, &error_abort);
+        for (unsigned j = 0; j < 2 * QUEUE_SIZE; j++) {
+            vring_enable_notification(&q.vring);
+            test_queue_run(&q, j % QUEUE_SIZE);
+            vring_should_notify(&q.vring);
+        }
+        test_queue_cleanup(&q);
+    }
+}
+
+/* A driver that rewrites what the device is reading */
+
+#define RACE_ROUNDS 100000
+
+typedef struct Racer {
+    TestQueue *q;
+    bool stop;                  /* atomic */
+} Racer;
+
+static const TestDesc race_good[] = {
+    { DATA_BASE, 16, NEXT, 1 },
+    { DATA_BASE + 64, 64, WRITE, 0 },
+    { TABLE_BASE, 32, INDIRECT, 0 },
+};
+
+static const TestDesc race_bad[] = {
+    { NOWHERE, 0x7fffffff, WRITE | NEXT, 9999 },
+    { DATA_BASE + DATA_SIZE - 8, 0xfffffff0, NEXT, 7777 },
+    { NOWHERE, 0xfffffff0, INDIRECT | WRITE, 8888 },
+};
+
+/* Writes half of a descriptor, as it passes the checks or as it does not */
+static void race_write_half(TestDriver *drv, uint8_t *table, unsigned i,
+                            unsigned half, bool good)
+{
+    uint64_t word[2];
+
+    driver_set_table(drv, (uint8_t *)word, good ? &race_good[i] : &race_bad[i],
+                     1);
+    qatomic_set((uint64_t *)table + 2 * i + half, word[half]);
+}
+
+#define RACE_PLACES 12
+
+static void race_write(TestQueue *q, unsigned place, bool good)
+{
+    TestDriver *drv = &q->drv;
+
+    if (place < 6) {
+        race_write_half(drv, drv->desc, place / 2, place % 2, good);
+    } else if (place < 10) {
+        race_write_half(drv, test_memory_host(q->mem, TABLE_BASE),
+                        place / 2 - 3, place % 2, good);
+    } else if (place < 11) {
+        qatomic_set((uint16_t *)drv->avail + 2,
+                    driver_cpu16(drv, good ? 2 : QUEUE_SIZE));
+    } else {
+        driver_set_avail_idx(drv, good ? 1 : 0x7000);
+    }
+}
+
+/*
+ * One place after the other goes back and forth between good and bad, while
+ * the rest is good, so that each check is raced against often.
+ */
+static void *race_writer(void *opaque)
+{
+    Racer *racer = opaque;
+
+    for (unsigned n = 0; !qatomic_read(&racer->stop); n++) {
+        race_write(racer->q, n / 64 % RACE_PLACES, n % 2);
+        if (n % (64 * RACE_PLACES) == 0) {
+            /* The direct chain and the table by turns */
+            qatomic_set((uint16_t *)racer->q->drv.avail + 2,
+                        driver_cpu16(&racer->q->drv,
+                                     n / (64 * RACE_PLACES) % 2 ? 2 : 0));
+        }
+    }
+    return NULL;
+}
+
+/* What was popped must be within the one region, whatever was written since */
+static void check_raced_element(TestQueue *q, const VirtQueueElement *elem)
+{
+    unsigned n = elem->out_num + elem->in_num;
+
+    g_assert_cmpuint(elem->index, <, QUEUE_SIZE);
+    g_assert_cmpuint(n, <=, VIRTQUEUE_MAX_SIZE);
+    for (unsigned i = 0; i < n; i++) {
+        uint64_t offset = elem->out_addr[i] - DATA_BASE;
+
+        g_assert_cmpuint(offset, <, DATA_SIZE);
+        g_assert_cmpuint(elem->out_sg[i].iov_len, <=, DATA_SIZE - offset);
+        g_assert(elem->out_sg[i].iov_base == q->data + offset);
+    }
+}
+
+/* covers: ROBS-23, G10 */
+static void test_racing_writer(void)
+{
+    VringConfig config = test_config(&test_modes[0], QUEUE_SIZE);
+    unsigned served = 0, refused = 0;
+    VirtQueueElement elem;
+    pthread_t thread;
+    TestQueue q;
+    Racer racer = { .q = &q };
+
+    test_queue_init(&q, &config);
+    for (unsigned i = 0; i < RACE_PLACES; i++) {
+        race_write(&q, i, true);
+    }
+    g_assert(!pthread_create(&thread, NULL, race_writer, &racer));
+    for (unsigned i = 0; i < RACE_ROUNDS; i++) {
+        int ret = vring_pop(&q.vring, &elem, &q.buf);
+
+        if (ret > 0) {
+            check_raced_element(&q, &elem);
+            vring_push(&q.vring, &elem, &q.buf, 0);
+            vring_publish(&q.vring);
+            served++;
+        } else {
+            refused += ret < 0;
+        }
+        vring_should_notify(&q.vring);
+        vring_enable_notification(&q.vring);
+        vring_close(&q.vring);
+        vring_open(&q.vring, &config, q.mem, &error_abort);
+    }
+    qatomic_set(&racer.stop, true);
+    pthread_join(thread, NULL);
+    g_test_message("%u served, %u refused", served, refused);
+    test_queue_cleanup(&q);
+}
+
+static void add_function_tests(void)
+{
+    g_test_add_func("/vring/hostile/loop/of-any-size", test_long_loop);
+    g_test_add_func("/vring/hostile/long/table", test_long_table);
+    g_test_add_func("/vring/hostile/long/chain", test_long_chain);
+    g_test_add_func("/vring/hostile/length/4-gib-less-1",
+                    test_longest_length);
+    g_test_add_func("/vring/hostile/table/runs-out-of-its-region",
+                    test_table_runs_out);
+    g_test_add_func("/vring/hostile/avail-idx/full-ring",
+                    test_avail_idx_full_ring);
+    g_test_add_func("/vring/hostile/avail-idx/back-unnoticed",
+                    test_avail_idx_back_unnoticed);
+    g_test_add_func("/vring/hostile/head/offered-again",
+                    test_head_offered_again);
+    g_test_add_func("/vring/hostile/push-when-broken", test_push_when_broken);
+    g_test_add_func("/vring/hostile/area/at-the-edge",
+                    test_areas_at_the_edge);
+    g_test_add_func("/vring/hostile/racing-writer", test_racing_writer);
+}
+
+int main(int argc, char **argv)
+{
+    g_test_init(&argc, &argv, NULL);
+    for (unsigned i = 0; i < ARRAY_SIZE(chain_cases); i++) {
+        g_test_add_data_func(chain_cases[i].path, &chain_cases[i],
+                             test_chain);
+    }
+    for (unsigned i = 0; i < ARRAY_SIZE(index_cases); i++) {
+        g_test_add_data_func(index_cases[i].path, &index_cases[i],
+                             test_index);
+    }
+    for (unsigned i = 0; i < ARRAY_SIZE(area_cases); i++) {
+        g_test_add_data_func(area_cases[i].path, &area_cases[i], test_area);
+    }
+    add_function_tests();
+    return g_test_run();
+}

@@ -1,0 +1,777 @@
+/*
+ * Tests of the ring: guest memory under it
+ *
+ * Knows what the device writes and what of it must be marked dirty, which
+ * buffers take the general path, and that memory which comes and goes while
+ * buffers are in flight is used right and released in time.  Does not test
+ * how a table is made (vring-memory.c).
+ *
+ * Copyright (c) 2026 the virtio-blk data plane authors
+ *
+ * SPDX-License-Identifier: GPL-2.0-or-later
+ */
+
+#include "qemu/osdep.h"
+#include "qapi/error.h"
+#include "vring-test-driver.h"
+
+#define QUEUE_SIZE 8
+
+/* Further regions: NEXT_BASE adjoins the data region, apart in the host */
+#define NEXT_BASE   (DATA_BASE + DATA_SIZE)
+#define NEXT_SIZE   TEST_PAGE
+#define IOMMU_BASE  0x20000000ull
+#define IOMMU_SIZE  0x10000ull
+#define ROM_BASE    0x30000000ull
+#define SPARE_BASE  0x40000000ull
+
+static void mapping_queue_init(TestQueue *q, const VringConfig *config)
+{
+    test_queue_init(q, config);
+    test_memory_add(q->mem, NEXT_BASE, NEXT_SIZE, TEST_RAM);
+    test_memory_add(q->mem, IOMMU_BASE, IOMMU_SIZE, TEST_TRANSLATED);
+    test_memory_add(q->mem, ROM_BASE, TEST_PAGE, TEST_ROM);
+    test_memory_commit(q->mem);
+    vring_refresh_memory(&q->vring);
+}
+
+static VringConfig mode_config(unsigned mode)
+{
+    return test_config(&test_modes[mode], QUEUE_SIZE);
+}
+
+/* Pops a chain of the given descriptors, which start at 0 */
+static void pop_chain(TestQueue *q, VirtQueueElement *elem, VringBuffer *buf,
+                      const TestDesc *desc, unsigned n)
+{
+    driver_set_table(&q->drv, q->drv.desc, desc, n);
+    driver_offer(&q->drv, 0);
+    g_assert_cmpint(vring_pop(&q->vring, elem, buf), ==, 1);
+}
+
+static void pop_write_buffer(TestQueue *q, VirtQueueElement *elem,
+                             VringBuffer *buf, hwaddr addr, uint32_t len)
+{
+    const TestDesc desc = { addr, len, WRITE };
+
+    vring_buffer_init(buf);
+    pop_chain(q, elem, buf, &desc, 1);
+}
+
+/* Fails the test unless exactly these bytes are dirty besides @others */
+static void check_dirty(TestQueue *q, hwaddr addr, uint64_t len,
+                        uint64_t others)
+{
+    g_assert_cmpuint(test_memory_dirty(q->mem, addr, len), ==, len);
+    g_assert_cmpuint(test_memory_all_dirty(q->mem), ==, len + others);
+}
+
+/* What is marked dirty */
+
+/* covers: SPLIT-9, SPLIT-15, M9: writable buffers by push, no others */
+static void test_dirty_buffers(void)
+{
+    static const TestDesc desc[] = {
+        { DATA_BASE, 64, NEXT, 1 },
+        { DATA_BASE + 1000, 512, WRITE | NEXT, 2 },
+        { NEXT_BASE + 7, 1, WRITE },
+    };
+
+    for (unsigned mode = 0; mode < TEST_MODES; mode++) {
+        VringConfig config = mode_config(mode);
+        VirtQueueElement elem;
+        TestQueue q;
+
+        mapping_queue_init(&q, &config);
+        pop_chain(&q, &elem, &q.buf, desc, ARRAY_SIZE(desc));
+        g_assert_cmpuint(test_memory_all_dirty(q.mem), ==, 0);
+        vring_push(&q.vring, &elem, &q.buf, 100);
+        g_assert_cmpuint(test_memory_dirty(q.mem, NEXT_BASE + 7, 1), ==, 1);
+        g_assert_cmpuint(test_memory_dirty(q.mem, DATA_BASE + 1000, 512),
+                         ==, 512);
+        g_assert_cmpuint(test_memory_dirty(q.mem, DATA_BASE, 1000), ==, 0);
+        test_queue_cleanup(&q);
+    }
+}
+
+/* covers: M9: exactly the elements and the index, wherever the batch lies */
+static void test_dirty_used_ring(void)
+{
+    VringConfig config = mode_config(0);
+    const hwaddr idx = config.used + 2, ring = config.used + 4;
+    VirtQueueElement elem;
+    TestQueue q;
+
+    mapping_queue_init(&q, &config);
+    for (unsigned n = 1; n <= QUEUE_SIZE; n++) {
+        for (unsigned shift = 0; shift < QUEUE_SIZE; shift++) {
+            unsigned first = q.vring.used_idx % QUEUE_SIZE;
+
+            test_memory_clean(q.mem);
+            for (unsigned i = 0; i < n; i++) {
+                driver_offer_buffer(&q.drv, i, DATA_BASE, 1, false);
+                g_assert_cmpint(vring_pop(&q.vring, &elem, &q.buf), ==, 1);
+                vring_push(&q.vring, &elem, &q.buf, 0);
+            }
+            g_assert_cmpuint(vring_publish(&q.vring), ==, n);
+            check_dirty(&q, idx, 2, 8 * n);
+            for (unsigned i = 0; i < n; i++) {
+                hwaddr slot = ring + (first + i) % QUEUE_SIZE * 8;
+
+                g_assert_cmpuint(test_memory_dirty(q.mem, slot, 8), ==, 8);
+            }
+            q.drv.used_idx += n;
+            test_queue_run(&q, 0);
+        }
+    }
+    test_queue_cleanup(&q);
+}
+
+/* covers: M9, SPLIT-41, SPLIT-43 */
+static void test_dirty_event_fields(void)
+{
+    for (unsigned mode = 0; mode < TEST_MODES; mode++) {
+        bool event_idx = test_modes[mode].event_idx;
+        VringConfig config = mode_config(mode);
+        hwaddr field = config.used + (event_idx ? 4 + 8 * QUEUE_SIZE : 0);
+        TestQueue q;
+
+        test_queue_init(&q, &config);
+        g_assert_cmpuint(test_memory_all_dirty(q.mem), ==, 0);
+        vring_enable_notification(&q.vring);
+        check_dirty(&q, field, 2, 0);
+        test_memory_clean(q.mem);
+        vring_disable_notification(&q.vring);
+        g_assert_cmpuint(test_memory_all_dirty(q.mem), ==, event_idx ? 0 : 2);
+        vring_should_notify(&q.vring);
+        g_assert_cmpuint(test_memory_all_dirty(q.mem), ==, event_idx ? 0 : 2);
+        test_queue_cleanup(&q);
+    }
+}
+
+/* covers: M8: given up, perhaps half written, not returned to the driver */
+static void test_detach(void)
+{
+    static const TestDesc desc[] = {
+        { DATA_BASE, 64, NEXT, 1 },
+        { DATA_BASE + 1000, 512, WRITE },
+    };
+    VringConfig config = mode_config(1);
+    VirtQueueElement elem;
+    TestQueue q;
+
+    mapping_queue_init(&q, &config);
+    pop_chain(&q, &elem, &q.buf, desc, ARRAY_SIZE(desc));
+    g_assert_cmpuint(q.vring.inuse, ==, 1);
+    vring_detach(&q.vring, &elem, &q.buf);
+    g_assert_cmpuint(q.vring.inuse, ==, 0);
+    check_dirty(&q, DATA_BASE + 1000, 512, 0);
+    g_assert_cmpuint(vring_publish(&q.vring), ==, 0);
+    test_queue_run(&q, 1);
+    test_queue_cleanup(&q);
+}
+
+/* The general path */
+
+/* covers: ROBS-10 */
+static void test_adjoining_regions(void)
+{
+    static const TestDesc desc[] = {
+        { DATA_BASE, 16, NEXT, 1 },
+        { NEXT_BASE - 100, 300, WRITE | NEXT, 2 },
+        { DATA_BASE + 64, 1, WRITE },
+    };
+    static const TestDesc want[] = {
+        { NEXT_BASE - 100, 100 }, { NEXT_BASE, 200 }, { DATA_BASE + 64, 1 },
+    };
+
+    for (unsigned mode = 0; mode < TEST_MODES; mode++) {
+        VringConfig config = mode_config(mode);
+        VirtQueueElement elem;
+        TestQueue q;
+
+        mapping_queue_init(&q, &config);
+        pop_chain(&q, &elem, &q.buf, desc, ARRAY_SIZE(desc));
+        g_assert_cmpuint(elem.out_num, ==, 1);
+        g_assert(elem.out_sg[0].iov_base == q.data);
+        g_assert_cmpuint(elem.in_num, ==, ARRAY_SIZE(want));
+        for (unsigned i = 0; i < ARRAY_SIZE(want); i++) {
+            g_assert_cmphex(elem.in_addr[i], ==, want[i].addr);
+            g_assert_cmpuint(elem.in_sg[i].iov_len, ==, want[i].len);
+            g_assert(elem.in_sg[i].iov_base ==
+                     test_memory_host(q.mem, want[i].addr));
+            memset(elem.in_sg[i].iov_base, 0x77, elem.in_sg[i].iov_len);
+        }
+        g_assert_cmpuint(test_memory_mappings(q.mem), ==, 4);
+        test_queue_use(&q, &elem, 301);
+        g_assert_cmpuint(test_memory_mappings(q.mem), ==, 0);
+        g_assert_cmpuint(test_memory_dirty(q.mem, NEXT_BASE - 100, 100),
+                         ==, 100);
+        g_assert_cmpuint(test_memory_dirty(q.mem, NEXT_BASE, 201), ==, 200);
+        g_assert_cmpuint(test_memory_dirty(q.mem, DATA_BASE, 65), ==, 1);
+        test_queue_cleanup(&q);
+    }
+}
+
+/* Buffers and a table that only the general path serves, in small pieces */
+static void test_translated(void)
+{
+    static const TestDesc table[] = {
+        { ROM_BASE, 50, NEXT, 2 },
+        { IOMMU_BASE + 64, 1000, WRITE },
+        { DATA_BASE, 10, NEXT, 1 },
+    };
+
+    for (unsigned mode = 0; mode < TEST_MODES; mode++) {
+        const TestDesc head = { IOMMU_BASE + 0x101, sizeof(table), INDIRECT };
+        VringConfig config = mode_config(mode);
+        VirtQueueElement elem;
+        TestQueue q;
+
+        mapping_queue_init(&q, &config);
+        test_memory_limit_map(q.mem, 100);
+        driver_set_table(&q.drv, test_memory_host(q.mem, head.addr), table,
+                         ARRAY_SIZE(table));
+        pop_chain(&q, &elem, &q.buf, &head, 1);
+        g_assert_cmpuint(elem.out_num, ==, 2);
+        g_assert_cmpuint(elem.in_num, ==, 10);
+        for (unsigned i = 0; i < 10; i++) {
+            g_assert_cmphex(elem.in_addr[i], ==, IOMMU_BASE + 64 + 100 * i);
+            g_assert_cmpuint(elem.in_sg[i].iov_len, ==, 100);
+        }
+        g_assert_cmpuint(test_memory_mappings(q.mem), ==, 12);
+        test_queue_use(&q, &elem, 1000);
+        g_assert_cmpuint(test_memory_dirty(q.mem, IOMMU_BASE + 64, 1000), ==,
+                         1000);
+        test_queue_cleanup(&q);
+    }
+}
+
+/* An indirect table over two regions; covers: SPLIT-25 */
+static void test_table_over_regions(void)
+{
+    TestDesc table[] = {
+        { DATA_BASE, 16, NEXT, 1 },
+        { DATA_BASE + 64, 512, WRITE | NEXT, 2 },
+        { DATA_BASE + 1000, 1, WRITE },
+    };
+    const unsigned size = sizeof(table);
+    g_autofree uint8_t *raw = g_malloc(size);
+
+    for (unsigned split = 1; split < size; split++) {
+        VringConfig config = mode_config(split % TEST_MODES);
+        const TestDesc head = { NEXT_BASE - split, size, INDIRECT };
+        VirtQueueElement elem;
+        TestQueue q;
+
+        mapping_queue_init(&q, &config);
+        driver_set_table(&q.drv, raw, table, ARRAY_SIZE(table));
+        memcpy(test_memory_host(q.mem, head.addr), raw, split);
+        memcpy(test_memory_host(q.mem, NEXT_BASE), raw + split, size - split);
+        pop_chain(&q, &elem, &q.buf, &head, 1);
+        g_assert_cmpuint(elem.out_num, ==, 1);
+        g_assert_cmpuint(elem.in_num, ==, 2);
+        g_assert(elem.in_sg[1].iov_base == q.data + 1000);
+        test_queue_use(&q, &elem, 0);
+        test_queue_cleanup(&q);
+    }
+}
+
+typedef struct UndoCase {
+    const char *path;
+    VringError error;
+    uint64_t map_limit;
+    TestDesc desc[4];
+} UndoCase;
+
+/* Whatever was mapped before the fault is given back, and not as written */
+static const UndoCase undo_cases[] = {
+    {
+        /* covers: ROBS-8 */
+        .path = "/vring/mapping/undo/nothing-behind-the-last-region",
+        .error = VRING_ERR_ADDRESS,
+        .map_limit = 64,
+        .desc = { { DATA_BASE, 16, NEXT, 1 },
+                  { IOMMU_BASE, 200, WRITE | NEXT, 2 },
+                  { NEXT_BASE, NEXT_SIZE + 1, WRITE } },
+    }, {
+        /* covers: ROBS-13 */
+        .path = "/vring/mapping/undo/order",
+        .error = VRING_ERR_ORDER,
+        .map_limit = 64,
+        .desc = { { IOMMU_BASE, 200, NEXT, 1 },
+                  { DATA_BASE, 200, WRITE | NEXT, 2 }, { DATA_BASE, 1 } },
+    }, {
+        /* covers: ROBS-2: too many pieces for any array */
+        .path = "/vring/mapping/undo/too-long",
+        .error = VRING_ERR_TOO_LONG,
+        .map_limit = 1,
+        .desc = { { IOMMU_BASE, 24, NEXT, 1 },
+                  { IOMMU_BASE, 1001, WRITE } },
+    }, {
+        /* covers: ROBS-2: one in the table when the array is full */
+        .path = "/vring/mapping/undo/too-long-by-table",
+        .error = VRING_ERR_TOO_LONG,
+        .map_limit = 1,
+        .desc = { { DATA_BASE, 1, NEXT, 1 }, { IOMMU_BASE, 1023, NEXT, 2 },
+                  { DATA_BASE, 1, WRITE } },
+    }, {
+        /* covers: ROBS-1 */
+        .path = "/vring/mapping/undo/loop",
+        .error = VRING_ERR_LOOP,
+        .map_limit = 64,
+        .desc = { { IOMMU_BASE, 200, NEXT, 1 }, { DATA_BASE, 200, NEXT, 0 } },
+    },
+};
+
+static void test_undo(const void *opaque)
+{
+    const UndoCase *c = opaque;
+
+    for (unsigned mode = 0; mode < TEST_MODES; mode++) {
+        VringConfig config = mode_config(mode);
+        TestQueue q;
+
+        mapping_queue_init(&q, &config);
+        test_memory_limit_map(q.mem, c->map_limit);
+        driver_set_table(&q.drv, q.drv.desc, c->desc, ARRAY_SIZE(c->desc));
+        driver_offer(&q.drv, 0);
+        test_queue_fail(&q, c->error);
+        test_queue_cleanup(&q);
+    }
+}
+
+/* covers: SPLIT-1: each area in a region of its own */
+static void test_areas_in_regions(void)
+{
+    for (unsigned mode = 0; mode < TEST_MODES; mode++) {
+        VringConfig config = mode_config(mode);
+        TestQueue q;
+
+        mapping_queue_init(&q, &config);
+        vring_close(&q.vring);
+        config.avail = NEXT_BASE + 2;
+        config.used = DATA_BASE + DATA_SIZE - 0x1000;
+        driver_init(&q.drv, q.mem, &config);
+        vring_open(&q.vring, &config, q.mem, &error_abort);
+        for (unsigned i = 0; i < 3 * QUEUE_SIZE; i++) {
+            vring_enable_notification(&q.vring);
+            test_queue_run(&q, i % QUEUE_SIZE);
+        }
+        test_queue_cleanup(&q);
+    }
+}
+
+/* Memory that comes and goes */
+
+/* covers: G11: while nothing is in flight, the old table goes at once */
+static void test_change_when_idle(void)
+{
+    VringConfig config = mode_config(1);
+    TestQueue q;
+
+    test_queue_init(&q, &config);
+    for (unsigned i = 0; i < 10; i++) {
+        g_assert_cmpuint(test_memory_tables(q.mem), ==, 1);
+        if (i % 2) {
+            test_memory_del(q.mem, SPARE_BASE);
+        } else {
+            test_memory_add(q.mem, SPARE_BASE, TEST_PAGE, TEST_RAM);
+        }
+        test_memory_commit(q.mem);
+        g_assert_cmpuint(test_memory_tables(q.mem), ==, 2);
+        vring_refresh_memory(&q.vring);
+        g_assert_cmpuint(test_memory_tables(q.mem), ==, 1);
+        vring_refresh_memory(&q.vring);
+        test_queue_run(&q, i % QUEUE_SIZE);
+    }
+    test_queue_cleanup(&q);
+}
+
+/*
+ * covers: G11, M6: unplugged memory lives as long as the last buffer in it,
+ * and no longer
+ */
+static void test_unplug_in_flight(void)
+{
+    VringConfig config = mode_config(0);
+    VirtQueueElement elem[2], other;
+    VringBuffer buf[2];
+    unsigned regions;
+    TestQueue q;
+
+    test_queue_init(&q, &config);
+    test_memory_add(q.mem, SPARE_BASE, TEST_PAGE, TEST_RAM);
+    test_memory_commit(q.mem);
+    vring_refresh_memory(&q.vring);
+    regions = test_memory_regions(q.mem);
+
+    pop_write_buffer(&q, &elem[0], &buf[0], SPARE_BASE, 512);
+    pop_write_buffer(&q, &elem[1], &buf[1], SPARE_BASE + 512, 512);
+    test_memory_del(q.mem, SPARE_BASE);
+    test_memory_commit(q.mem);
+    vring_refresh_memory(&q.vring);
+
+    /* New buffers are looked up in the new table meanwhile */
+    pop_write_buffer(&q, &other, &q.buf, DATA_BASE, 512);
+    test_queue_use(&q, &other, 512);
+    g_assert_cmpuint(test_memory_tables(q.mem), ==, 2);
+    g_assert_cmpuint(test_memory_regions(q.mem), ==, regions);
+
+    for (unsigned i = 0; i < 2; i++) {
+        g_assert_cmpuint(test_memory_tables(q.mem), ==, 2);
+        memset(elem[i].in_sg[0].iov_base, 0x11, 512);
+        test_queue_use_buf(&q, &elem[i], &buf[i], 512);
+    }
+    g_assert_cmpuint(test_memory_tables(q.mem), ==, 1);
+    g_assert_cmpuint(test_memory_regions(q.mem), ==, regions - 1);
+    test_queue_cleanup(&q);
+}
+
+/* covers: G11: each table lives as long as its own buffers, in any order */
+static void test_many_changes(void)
+{
+    static const unsigned order[] = { 2, 0, 3, 1 };
+    static const unsigned tables[] = { 3, 2, 2, 1 };    /* 3 is current */
+    VringConfig config = mode_config(1);
+    VirtQueueElement elem[4];
+    VringBuffer buf[4];
+    TestQueue q;
+
+    test_queue_init(&q, &config);
+    for (unsigned i = 0; i < 4; i++) {
+        test_memory_add(q.mem, SPARE_BASE + i * TEST_PAGE, TEST_PAGE,
+                        TEST_RAM);
+        test_memory_commit(q.mem);
+        vring_refresh_memory(&q.vring);
+        pop_write_buffer(&q, &elem[i], &buf[i], SPARE_BASE + i * TEST_PAGE,
+                         16);
+    }
+    g_assert_cmpuint(test_memory_tables(q.mem), ==, 4);
+    for (unsigned i = 0; i < 4; i++) {
+        test_queue_use_buf(&q, &elem[order[i]], &buf[order[i]], 16);
+        g_assert_cmpuint(test_memory_tables(q.mem), ==, tables[i]);
+    }
+    test_queue_cleanup(&q);
+}
+
+/* covers: G11: a change that the Vring has not been told of does no harm */
+static void test_change_unnoticed(void)
+{
+    VringConfig config = mode_config(0);
+    VirtQueueElement elem;
+    TestQueue q;
+
+    test_queue_init(&q, &config);
+    test_memory_add(q.mem, SPARE_BASE, TEST_PAGE, TEST_RAM);
+    test_memory_commit(q.mem);
+    vring_refresh_memory(&q.vring);
+    test_memory_del(q.mem, SPARE_BASE);
+    test_memory_commit(q.mem);
+
+    pop_write_buffer(&q, &elem, &q.buf, SPARE_BASE, 512);
+    memset(elem.in_sg[0].iov_base, 0x22, 512);
+    test_queue_use(&q, &elem, 512);
+    test_queue_run(&q, 3);
+    test_queue_cleanup(&q);
+}
+
+/* Plugs RAM in place of the ring, with the old contents or fresh */
+static void replug_ring(TestQueue *q, const GByteArray *contents)
+{
+    uint8_t *host = test_memory_add(q->mem, RING_BASE, contents->len,
+                                    TEST_RAM);
+
+    memcpy(host, contents->data, contents->len);
+    test_memory_commit(q->mem);
+    q->drv.desc = test_memory_host(q->mem, q->drv.config.desc);
+    q->drv.avail = test_memory_host(q->mem, q->drv.config.avail);
+    q->drv.used = test_memory_host(q->mem, q->drv.config.used);
+    vring_refresh_memory(&q->vring);
+}
+
+/* Unplugs the ring and returns what was in it */
+static GByteArray *unplug_ring(TestQueue *q)
+{
+    uint64_t size = QEMU_ALIGN_UP(q->drv.config.used +
+                                  driver_used_size(QUEUE_SIZE) - RING_BASE,
+                                  TEST_PAGE);
+    GByteArray *contents = g_byte_array_new();
+
+    g_byte_array_append(contents, test_memory_host(q->mem, RING_BASE), size);
+    test_memory_del(q->mem, RING_BASE);
+    test_memory_commit(q->mem);
+    vring_refresh_memory(&q->vring);
+    return contents;
+}
+
+/* Nothing may touch the ring while it is not there. */
+static void check_lost(TestQueue *q)
+{
+    VirtQueueElement elem;
+
+    for (unsigned i = 0; i < 2; i++) {
+        g_assert_cmpint(vring_pop(&q->vring, &elem, &q->buf), ==,
+                        -VRING_ERR_RING_LOST);
+        g_assert_false(vring_more_avail(&q->vring));
+        vring_disable_notification(&q->vring);
+        g_assert_false(vring_enable_notification(&q->vring));
+        g_assert_cmpuint(vring_publish(&q->vring), ==, 0);
+        g_assert_false(vring_should_notify(&q->vring));
+        vring_refresh_memory(&q->vring);
+    }
+}
+
+/* covers: ROBS-22, G11 */
+static void test_ring_lost_and_found(void)
+{
+    for (unsigned mode = 0; mode < TEST_MODES; mode++) {
+        VringConfig config = mode_config(mode);
+        GByteArray *contents;
+        TestQueue q;
+
+        test_queue_init(&q, &config);
+        for (unsigned i = 0; i < 3; i++) {
+            test_queue_run(&q, i);
+            contents = unplug_ring(&q);
+            check_lost(&q);
+            g_assert_cmpuint(test_memory_tables(q.mem), ==, 1);
+            replug_ring(&q, contents);
+            g_byte_array_unref(contents);
+            test_queue_run(&q, i);
+            g_assert_cmpuint(driver_used_idx(&q.drv), ==, 2 * i + 2);
+        }
+        test_queue_cleanup(&q);
+    }
+}
+
+/* covers: ROBS-22, G11: one area is enough to lose the ring */
+static void test_one_area_lost(void)
+{
+    const hwaddr area[] = {
+        SPARE_BASE, SPARE_BASE + 2 * TEST_PAGE, SPARE_BASE + 4 * TEST_PAGE,
+    };
+
+    for (unsigned lost = 0; lost < ARRAY_SIZE(area); lost++) {
+        VringConfig config = mode_config(lost);
+        TestQueue q;
+
+        test_queue_init(&q, &config);
+        vring_close(&q.vring);
+        for (unsigned i = 0; i < ARRAY_SIZE(area); i++) {
+            test_memory_add(q.mem, area[i], TEST_PAGE, TEST_RAM);
+        }
+        test_memory_commit(q.mem);
+        config.desc = area[0];
+        config.avail = area[1];
+        config.used = area[2];
+        driver_init(&q.drv, q.mem, &config);
+        vring_open(&q.vring, &config, q.mem, &error_abort);
+        test_queue_run(&q, 0);
+
+        test_memory_del(q.mem, area[lost]);
+        test_memory_commit(q.mem);
+        vring_refresh_memory(&q.vring);
+        check_lost(&q);
+        test_queue_cleanup(&q);
+    }
+}
+
+/* covers: G11, M6: the ring goes while buffers are in flight */
+static void test_ring_lost_in_flight(void)
+{
+    VringConfig config = mode_config(1);
+    VirtQueueElement elem[3];
+    VringBuffer buf[3];
+    TestQueue q;
+
+    test_queue_init(&q, &config);
+    for (unsigned i = 0; i < 3; i++) {
+        pop_write_buffer(&q, &elem[i], &buf[i], DATA_BASE + 512 * i, 512);
+    }
+    /* Pushed, but not published before the ring goes */
+    vring_push(&q.vring, &elem[0], &buf[0], 512);
+    g_byte_array_unref(unplug_ring(&q));
+    check_lost(&q);
+    g_assert_cmpuint(test_memory_tables(q.mem), ==, 2);
+    vring_push(&q.vring, &elem[1], &buf[1], 512);
+    vring_detach(&q.vring, &elem[2], &buf[2]);
+    g_assert_cmpuint(test_memory_tables(q.mem), ==, 1);
+    g_assert_cmpuint(q.vring.inuse, ==, 0);
+    check_lost(&q);
+    test_queue_cleanup(&q);
+}
+
+/* Mappings that outlive the Vring */
+
+static const TestDesc pin_desc[] = {
+    { DATA_BASE, 64, NEXT, 1 },
+    { SPARE_BASE, 512, WRITE | NEXT, 2 },
+    { DATA_BASE + 1000, 1, WRITE },
+};
+
+static void pin_queue_init(TestQueue *q, const VringConfig *config)
+{
+    test_queue_init(q, config);
+    test_memory_add(q->mem, SPARE_BASE, TEST_PAGE, TEST_RAM);
+    test_memory_commit(q->mem);
+    vring_refresh_memory(&q->vring);
+}
+
+/*
+ * covers: D6, M8, M9: parked at teardown in memory that is unplugged then, and
+ * not wanted by the next Vring
+ */
+static void test_pin(void)
+{
+    VringConfig config = mode_config(0);
+    VirtQueueElement elem;
+    unsigned regions;
+    TestQueue q;
+
+    pin_queue_init(&q, &config);
+    regions = test_memory_regions(q.mem);
+    pop_chain(&q, &elem, &q.buf, pin_desc, ARRAY_SIZE(pin_desc));
+    vring_pin(&q.vring, &elem, &q.buf);
+    g_assert_cmpuint(test_memory_mappings(q.mem), ==, 3);
+    g_assert_cmpuint(test_memory_all_dirty(q.mem), ==, 0);
+
+    test_memory_del(q.mem, SPARE_BASE);
+    test_memory_commit(q.mem);
+    vring_refresh_memory(&q.vring);
+    g_assert_cmpuint(test_memory_tables(q.mem), ==, 1);
+    vring_close(&q.vring);
+    vring_open(&q.vring, &config, q.mem, &error_abort);
+
+    g_assert_cmpuint(test_memory_regions(q.mem), ==, regions);
+    memset(elem.in_sg[0].iov_base, 0x33, 512);
+    vring_discard(&q.vring, &elem);
+    g_assert_cmpuint(test_memory_mappings(q.mem), ==, 0);
+    g_assert_cmpuint(test_memory_regions(q.mem), ==, regions - 1);
+    g_assert_cmpuint(test_memory_dirty(q.mem, DATA_BASE + 1000, 1), ==, 1);
+    g_assert_cmpuint(q.vring.inuse, ==, 0);
+    g_assert_cmpuint(vring_publish(&q.vring), ==, 0);
+    test_queue_cleanup(&q);
+}
+
+/* An element that was mapped by the general path has its references already */
+static void test_pin_twice(void)
+{
+    static const TestDesc desc[] = { { IOMMU_BASE, 64, NEXT, 1 },
+                                     { DATA_BASE, 64, WRITE } };
+    VringConfig config = mode_config(0);
+    VirtQueueElement elem;
+    TestQueue q;
+
+    mapping_queue_init(&q, &config);
+    pop_chain(&q, &elem, &q.buf, desc, ARRAY_SIZE(desc));
+    g_assert_cmpuint(test_memory_mappings(q.mem), ==, 2);
+    vring_pin(&q.vring, &elem, &q.buf);
+    vring_pin(&q.vring, &elem, &q.buf);
+    g_assert_cmpuint(test_memory_mappings(q.mem), ==, 2);
+    test_queue_use(&q, &elem, 64);
+    g_assert_cmpuint(test_memory_mappings(q.mem), ==, 0);
+    test_queue_cleanup(&q);
+}
+
+/* covers: D6: mapped by someone else, completed through a new Vring */
+static void test_push_foreign_element(void)
+{
+    VringConfig config = mode_config(1);
+    VirtQueueElement elem;
+    uint32_t id, len;
+    Vring saved;
+    TestQueue q;
+
+    pin_queue_init(&q, &config);
+    pop_chain(&q, &elem, &q.buf, pin_desc, ARRAY_SIZE(pin_desc));
+    vring_pin(&q.vring, &elem, &q.buf);
+    saved = q.vring;
+    vring_close(&q.vring);
+
+    vring_open(&q.vring, &config, q.mem, &error_abort);
+    q.vring.last_avail_idx = saved.last_avail_idx;
+    q.vring.shadow_avail_idx = saved.last_avail_idx;
+    q.vring.inuse = 1;
+    vring_push(&q.vring, &elem, NULL, 513);
+    g_assert_cmpuint(vring_publish(&q.vring), ==, 1);
+    g_assert_true(driver_take(&q.drv, &id, &len));
+    g_assert_cmpuint(id, ==, 0);
+    g_assert_cmpuint(len, ==, 513);
+    g_assert_cmpuint(test_memory_mappings(q.mem), ==, 0);
+    g_assert_cmpuint(test_memory_dirty(q.mem, SPARE_BASE, 513), ==, 512);
+    test_queue_run(&q, 1);
+    test_queue_cleanup(&q);
+}
+
+/* Looking addresses up */
+
+/* covers: G11, ROBS-9 */
+static void test_translate(void)
+{
+    enum { REGIONS = 7, SIZE = 0x100 };
+    VringMemory *mem = test_memory_new();
+    VringTable *table;
+
+    /* Regions 0 and 1, 2 and 3, ... adjoin each other */
+    for (unsigned i = 0; i < REGIONS; i++) {
+        test_memory_add(mem, (i / 2 * 3 + i % 2 + 1) * SIZE, SIZE, TEST_RAM);
+    }
+    test_memory_commit(mem);
+    table = vring_memory_get_table(mem);
+    g_assert_cmpuint(table->nregions, ==, REGIONS);
+
+    for (hwaddr addr = 0; addr < 14 * SIZE; addr++) {
+        for (unsigned start = 0; start <= REGIONS; start++) {
+            uint8_t *host = test_memory_host(mem, addr);
+            uint64_t left = host ? SIZE - addr % SIZE : 0;
+            unsigned hint = start;
+
+            g_assert(vring_table_translate(table, addr, 1, &hint) == host);
+            if (host) {
+                g_assert(vring_table_translate(table, addr, left, &hint) ==
+                         host);
+            }
+            g_assert(!vring_table_translate(table, addr, left + 1, &hint));
+            g_assert(!vring_table_translate(table, addr, UINT64_MAX, &hint));
+        }
+    }
+    vring_table_unref(table);
+    vring_table_unref(NULL);
+    test_memory_free(mem);
+}
+
+int main(int argc, char **argv)
+{
+    g_test_init(&argc, &argv, NULL);
+    g_test_add_func("/vring/mapping/dirty/buffers", test_dirty_buffers);
+    g_test_add_func("/vring/mapping/dirty/used-ring", test_dirty_used_ring);
+    g_test_add_func("/vring/mapping/dirty/event-fields",
+                    test_dirty_event_fields);
+    g_test_add_func("/vring/mapping/detach", test_detach);
+    g_test_add_func("/vring/mapping/general/adjoining-regions",
+                    test_adjoining_regions);
+    g_test_add_func("/vring/mapping/general/translated", test_translated);
+    g_test_add_func("/vring/mapping/general/table-over-regions",
+                    test_table_over_regions);
+    for (unsigned i = 0; i < ARRAY_SIZE(undo_cases); i++) {
+        g_test_add_data_func(undo_cases[i].path, &undo_cases[i], test_undo);
+    }
+    g_test_add_func("/vring/mapping/areas-in-regions", test_areas_in_regions);
+    g_test_add_func("/vring/mapping/change/idle", test_change_when_idle);
+    g_test_add_func("/vring/mapping/change/unplug-in-flight",
+                    test_unplug_in_flight);
+    g_test_add_func("/vring/mapping/change/many", test_many_changes);
+    g_test_add_func("/vring/mapping/change/unnoticed", test_change_unnoticed);
+    g_test_add_func("/vring/mapping/ring-lost/and-found",
+                    test_ring_lost_and_found);
+    g_test_add_func("/vring/mapping/ring-lost/one-area", test_one_area_lost);
+    g_test_add_func("/vring/mapping/ring-lost/in-flight",
+                    test_ring_lost_in_flight);
+    g_test_add_func("/vring/mapping/pin/outlives-the-ring", test_pin);
+    g_test_add_func("/vring/mapping/pin/twice", test_pin_twice);
+    g_test_add_func("/vring/mapping/push-foreign-element",
+                    test_push_foreign_element);
+    g_test_add_func("/vring/mapping/translate", test_translate);
+    return g_test_run();
+}

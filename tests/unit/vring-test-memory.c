@@ -1,0 +1,502 @@
+/*
+ * Guest memory that the tests of the ring make up: implementation
+ *
+ * Knows and serves what vring-test-memory.h says.  One lock guards all of an
+ * address space's lists; the bytes of a region are nobody's business here.
+ *
+ * Copyright (c) 2026 the virtio-blk data plane authors
+ *
+ * SPDX-License-Identifier: GPL-2.0-or-later
+ */
+
+#include "qemu/osdep.h"
+#include <pthread.h>
+#include <sys/mman.h>
+#include "qemu/atomic.h"
+#include "vring-test-memory.h"
+
+#define TEST_PAGE_SIZE 4096
+#define TEST_DIRTY_LIMIT (64 * 1024 * 1024)
+
+typedef struct TestRegion {
+    VringMemory *mem;
+    hwaddr base;
+    uint64_t size;
+    TestRegionKind kind;
+    uint8_t *host;
+    uint8_t *dirty;         /* a byte per byte; NULL for a large region */
+    bool plugged;
+    unsigned refcount;      /* plugged, tables, mappings */
+} TestRegion;
+
+typedef struct TestMapping {
+    TestRegion *region;
+    uint8_t *host;
+    hwaddr len;             /* 0: pinned, the length is not known */
+    bool is_write;
+} TestMapping;
+
+struct VringMemory {
+    pthread_mutex_t lock;
+    GPtrArray *regions;     /* of TestRegion, in no order */
+    GArray *mappings;       /* of TestMapping */
+    VringTable *table;      /* atomic */
+    unsigned tables;
+    uint64_t map_limit;
+};
+
+/* Regions; all under the lock */
+
+static bool test_region_is_large(const TestRegion *region)
+{
+    return region->size > TEST_DIRTY_LIMIT;
+}
+
+static void test_region_alloc(TestRegion *region)
+{
+    if (test_region_is_large(region)) {
+        region->host = mmap(NULL, region->size, PROT_READ | PROT_WRITE,
+                            MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE,
+                            -1, 0);
+        g_assert(region->host != MAP_FAILED);
+        return;
+    }
+    g_assert(!posix_memalign((void **)&region->host, TEST_PAGE_SIZE,
+                             region->size));
+    memset(region->host, 0, region->size);
+    region->dirty = g_malloc0(region->size);
+}
+
+static void test_region_unref(TestRegion *region)
+{
+    g_assert_cmpuint(region->refcount, >, 0);
+    if (--region->refcount) {
+        return;
+    }
+    g_ptr_array_remove_fast(region->mem->regions, region);
+    if (test_region_is_large(region)) {
+        munmap(region->host, region->size);
+    } else {
+        free(region->host);
+    }
+    g_free(region->dirty);
+    g_free(region);
+}
+
+static TestRegion *test_region_find(VringMemory *mem, hwaddr addr)
+{
+    for (unsigned i = 0; i < mem->regions->len; i++) {
+        TestRegion *region = g_ptr_array_index(mem->regions, i);
+
+        if (region->plugged && addr - region->base < region->size) {
+            return region;
+        }
+    }
+    return NULL;
+}
+
+/* An unplugged region's memory may still be in use by its old address. */
+static TestRegion *test_region_of_host(VringMemory *mem, const uint8_t *host)
+{
+    for (unsigned i = 0; i < mem->regions->len; i++) {
+        TestRegion *region = g_ptr_array_index(mem->regions, i);
+
+        if (host >= region->host && host < region->host + region->size) {
+            return region;
+        }
+    }
+    return NULL;
+}
+
+/* Threads race here only over bytes that they race over in the region, too */
+static void test_region_set_dirty(TestRegion *region, uint64_t offset,
+                                  uint64_t len)
+{
+    g_assert_cmpuint(len, >, 0);
+    g_assert_cmpuint(offset, <, region->size);
+    g_assert_cmpuint(len, <=, region->size - offset);
+    if (region->dirty) {
+        memset(region->dirty + offset, 1, len);
+    }
+}
+
+static TestRegion *test_region_of(const VringRegion *region)
+{
+    return (TestRegion *)region->mr;
+}
+
+/* Tables */
+
+static int test_region_compare(const void *a, const void *b)
+{
+    const VringRegion *ra = a, *rb = b;
+
+    return ra->base < rb->base ? -1 : ra->base > rb->base;
+}
+
+static VringTable *test_table_new(VringMemory *mem)
+{
+    VringTable *table = g_malloc0(sizeof(*table) + mem->regions->len *
+                                  sizeof(VringRegion));
+
+    table->refcount = 1;
+    for (unsigned i = 0; i < mem->regions->len; i++) {
+        TestRegion *region = g_ptr_array_index(mem->regions, i);
+
+        if (!region->plugged || region->kind != TEST_RAM) {
+            continue;
+        }
+        region->refcount++;
+        table->regions[table->nregions++] = (VringRegion) {
+            .base = region->base,
+            .size = region->size,
+            .host = region->host,
+            .mr = (MemoryRegion *)region,
+        };
+    }
+    qsort(table->regions, table->nregions, sizeof(VringRegion),
+          test_region_compare);
+    mem->tables++;
+    return table;
+}
+
+static void test_table_unref_locked(VringMemory *mem, VringTable *table)
+{
+    g_assert_cmpint(table->refcount, >, 0);
+    if (--table->refcount) {
+        return;
+    }
+    for (unsigned i = 0; i < table->nregions; i++) {
+        test_region_unref(test_region_of(&table->regions[i]));
+    }
+    g_assert_cmpuint(mem->tables, >, 0);
+    mem->tables--;
+    g_free(table);
+}
+
+/*
+ * A table does not know its memory.  There is at least one region in each
+ * table that a Vring uses, but an empty table must be given back as well.
+ */
+static VringMemory *test_memory_of_table;
+
+VringTable *vring_memory_get_table(VringMemory *mem)
+{
+    VringTable *table;
+
+    pthread_mutex_lock(&mem->lock);
+    table = mem->table;
+    table->refcount++;
+    pthread_mutex_unlock(&mem->lock);
+    return table;
+}
+
+bool vring_memory_is_current(VringMemory *mem, const VringTable *table)
+{
+    return qatomic_read(&mem->table) == table;
+}
+
+void vring_table_unref(VringTable *table)
+{
+    VringMemory *mem = test_memory_of_table;
+
+    if (table) {
+        pthread_mutex_lock(&mem->lock);
+        test_table_unref_locked(mem, table);
+        pthread_mutex_unlock(&mem->lock);
+    }
+}
+
+void test_memory_commit(VringMemory *mem)
+{
+    VringTable *old, *table;
+
+    pthread_mutex_lock(&mem->lock);
+    table = test_table_new(mem);
+    old = mem->table;
+    qatomic_set(&mem->table, table);
+    if (old) {
+        test_table_unref_locked(mem, old);
+    }
+    pthread_mutex_unlock(&mem->lock);
+}
+
+/* The address space */
+
+VringMemory *test_memory_new(void)
+{
+    VringMemory *mem = g_new0(VringMemory, 1);
+
+    g_assert(!test_memory_of_table);
+    test_memory_of_table = mem;
+    pthread_mutex_init(&mem->lock, NULL);
+    mem->regions = g_ptr_array_new();
+    mem->mappings = g_array_new(false, false, sizeof(TestMapping));
+    mem->map_limit = UINT64_MAX;
+    test_memory_commit(mem);
+    return mem;
+}
+
+void test_memory_free(VringMemory *mem)
+{
+    g_assert_cmpuint(mem->mappings->len, ==, 0);
+    g_assert_cmpuint(mem->tables, ==, 1);
+    g_assert_cmpint(mem->table->refcount, ==, 1);
+    test_table_unref_locked(mem, mem->table);
+    for (unsigned i = mem->regions->len; i-- > 0;) {
+        TestRegion *region = g_ptr_array_index(mem->regions, i);
+
+        g_assert_true(region->plugged);
+        g_assert_cmpuint(region->refcount, ==, 1);
+        test_region_unref(region);
+    }
+    g_ptr_array_free(mem->regions, true);
+    g_array_free(mem->mappings, true);
+    pthread_mutex_destroy(&mem->lock);
+    g_free(mem);
+    test_memory_of_table = NULL;
+}
+
+uint8_t *test_memory_add(VringMemory *mem, hwaddr base, uint64_t size,
+                         TestRegionKind kind)
+{
+    TestRegion *region = g_new(TestRegion, 1);
+
+    *region = (TestRegion) {
+        .mem = mem,
+        .base = base,
+        .size = size,
+        .kind = kind,
+        .plugged = true,
+        .refcount = 1,
+    };
+    test_region_alloc(region);
+    pthread_mutex_lock(&mem->lock);
+    g_ptr_array_add(mem->regions, region);
+    pthread_mutex_unlock(&mem->lock);
+    return region->host;
+}
+
+void test_memory_del(VringMemory *mem, hwaddr base)
+{
+    TestRegion *region;
+
+    pthread_mutex_lock(&mem->lock);
+    region = test_region_find(mem, base);
+    g_assert(region && region->base == base);
+    region->plugged = false;
+    test_region_unref(region);
+    pthread_mutex_unlock(&mem->lock);
+}
+
+uint8_t *test_memory_host(VringMemory *mem, hwaddr addr)
+{
+    TestRegion *region = test_region_find(mem, addr);
+
+    return region ? region->host + (addr - region->base) : NULL;
+}
+
+void test_memory_protect(VringMemory *mem, hwaddr base, int prot)
+{
+    TestRegion *region = test_region_find(mem, base);
+
+    g_assert(region && region->size % TEST_PAGE_SIZE == 0);
+    g_assert(!mprotect(region->host, region->size, prot));
+}
+
+void test_memory_limit_map(VringMemory *mem, uint64_t limit)
+{
+    mem->map_limit = limit;
+}
+
+unsigned test_memory_tables(VringMemory *mem)
+{
+    return mem->tables;
+}
+
+unsigned test_memory_mappings(VringMemory *mem)
+{
+    return mem->mappings->len;
+}
+
+unsigned test_memory_regions(VringMemory *mem)
+{
+    return mem->regions->len;
+}
+
+/* What was written */
+
+void vring_region_set_dirty(const VringRegion *region, uint64_t offset,
+                            uint64_t len)
+{
+    g_assert(region);
+    test_region_set_dirty(test_region_of(region), offset, len);
+}
+
+static uint64_t test_region_dirty(const TestRegion *region, uint64_t offset,
+                                  uint64_t len)
+{
+    uint64_t n = 0;
+
+    for (uint64_t i = offset; region->dirty && i < offset + len; i++) {
+        n += region->dirty[i];
+    }
+    return n;
+}
+
+uint64_t test_memory_dirty(VringMemory *mem, hwaddr addr, uint64_t len)
+{
+    TestRegion *region = test_region_find(mem, addr);
+
+    g_assert(region && len <= region->size - (addr - region->base));
+    return test_region_dirty(region, addr - region->base, len);
+}
+
+uint64_t test_memory_all_dirty(VringMemory *mem)
+{
+    uint64_t n = 0;
+
+    for (unsigned i = 0; i < mem->regions->len; i++) {
+        TestRegion *region = g_ptr_array_index(mem->regions, i);
+
+        n += test_region_dirty(region, 0, region->size);
+    }
+    return n;
+}
+
+void test_memory_clean(VringMemory *mem)
+{
+    for (unsigned i = 0; i < mem->regions->len; i++) {
+        TestRegion *region = g_ptr_array_index(mem->regions, i);
+
+        if (region->dirty) {
+            memset(region->dirty, 0, region->size);
+        }
+    }
+}
+
+/* The general path */
+
+static void test_mapping_add(VringMemory *mem, TestRegion *region,
+                             uint8_t *host, hwaddr len, bool is_write)
+{
+    TestMapping mapping = {
+        .region = region,
+        .host = host,
+        .len = len,
+        .is_write = is_write,
+    };
+
+    region->refcount++;
+    g_array_append_val(mem->mappings, mapping);
+}
+
+#define TEST_PERFECT_FIT 3
+
+/* How well a mapping fits what is given back; 0: not at all */
+static unsigned test_mapping_fit(const TestMapping *mapping,
+                                 const uint8_t *host, hwaddr len,
+                                 bool is_write)
+{
+    if (mapping->host != host) {
+        return 0;
+    }
+    if (!mapping->len) {
+        return 2;
+    }
+    if (mapping->len != len) {
+        return 0;
+    }
+    if (mapping->is_write == is_write) {
+        return TEST_PERFECT_FIT;
+    }
+    /* What was not written to after all may be given back as unwritten. */
+    return mapping->is_write ? 1 : 0;
+}
+
+/* The same memory may be mapped more than once: the best fit is it. */
+static unsigned test_mapping_find(VringMemory *mem, const uint8_t *host,
+                                  hwaddr len, bool is_write)
+{
+    unsigned found = 0, best = 0;
+
+    for (unsigned i = 0; i < mem->mappings->len && best < TEST_PERFECT_FIT;
+         i++) {
+        unsigned fit = test_mapping_fit(&g_array_index(mem->mappings,
+                                                       TestMapping, i),
+                                        host, len, is_write);
+
+        if (fit > best) {
+            best = fit;
+            found = i;
+        }
+    }
+    /* Given back twice, with another length, or as written when read-only? */
+    g_assert_cmpuint(best, >, 0);
+    return found;
+}
+
+bool vring_memory_read(VringMemory *mem, hwaddr addr, void *buf, size_t len)
+{
+    bool ok = true;
+
+    pthread_mutex_lock(&mem->lock);
+    for (size_t i = 0; ok && i < len; i++) {
+        TestRegion *region = test_region_find(mem, addr + i);
+
+        ok = region && addr + i >= addr;
+        if (ok) {
+            ((uint8_t *)buf)[i] = region->host[addr + i - region->base];
+        }
+    }
+    pthread_mutex_unlock(&mem->lock);
+    return ok;
+}
+
+void *vring_memory_map(VringMemory *mem, hwaddr addr, hwaddr *len,
+                       bool is_write)
+{
+    TestRegion *region;
+    uint8_t *host = NULL;
+
+    g_assert_cmpuint(*len, >, 0);
+    pthread_mutex_lock(&mem->lock);
+    region = test_region_find(mem, addr);
+    if (region && !(is_write && region->kind == TEST_ROM)) {
+        uint64_t offset = addr - region->base;
+
+        *len = MIN(*len, MIN(region->size - offset, mem->map_limit));
+        host = region->host + offset;
+        test_mapping_add(mem, region, host, *len, is_write);
+    }
+    pthread_mutex_unlock(&mem->lock);
+    return host;
+}
+
+void vring_memory_unmap(VringMemory *mem, void *host, hwaddr len,
+                        bool is_write)
+{
+    TestRegion *region;
+    unsigned i;
+
+    pthread_mutex_lock(&mem->lock);
+    i = test_mapping_find(mem, host, len, is_write);
+    region = g_array_index(mem->mappings, TestMapping, i).region;
+    if (is_write) {
+        test_region_set_dirty(region, (uint8_t *)host - region->host, len);
+    }
+    g_array_remove_index_fast(mem->mappings, i);
+    test_region_unref(region);
+    pthread_mutex_unlock(&mem->lock);
+}
+
+void vring_memory_pin(VringMemory *mem, void *host)
+{
+    TestRegion *region;
+
+    pthread_mutex_lock(&mem->lock);
+    region = test_region_of_host(mem, host);
+    g_assert(region);
+    test_mapping_add(mem, region, host, 0, false);
+    pthread_mutex_unlock(&mem->lock);
+}
