@@ -236,6 +236,53 @@ static void test_reset_in_flight(const void *opaque)
     dp_vm_quit(vm);
 }
 
+/*
+ * covers: SPLIT-2, ROBS-7 (as far as it bounds what is in flight): the largest
+ * queue, full of requests in flight; finished once, and once reset
+ */
+#define MANY 1024
+
+static void test_full_queue(const void *opaque)
+{
+    const DpMode *mode = opaque;
+    DpVm *vm = dp_vm_file(mode, IMAGE_SIZE, ",queue-size=1024");
+    DpDisk *disk = dp_disk_probe(vm, "d0", DP_SLOT);
+    g_autofree DpReq **req = g_new0(DpReq *, MANY);
+
+    disk->want_num = MANY;
+    for (unsigned i = 0; i < 2; i++) {
+        bool reset = i == 1;
+
+        dp_disk_start(disk, DP_F_ALL);
+        dp_hold(disk);
+        for (unsigned j = 0; j < MANY; j++) {
+            req[j] = dp_req(disk, VIRTIO_BLK_T_OUT, 2 * j, 512);
+            req[j]->framing = DP_INDIRECT;
+            dp_req_fill(disk, req[j], j);
+            dp_submit(disk, req[j]);
+        }
+        dp_kick(disk);
+        dp_wait_in_flight(vm, "d0", MANY);
+        if (reset) {
+            dp_disk_reset(disk);
+            dp_release(disk);
+        } else {
+            dp_release(disk);
+            dp_wait_all(disk);
+        }
+        for (unsigned j = 0; j < MANY; j++) {
+            g_assert_true(reset || req[j]->status == OK);
+            dp_req_free(disk, req[j]);
+        }
+    }
+    dp_disk_start(disk, DP_F_ALL);
+    g_assert_cmpint(dp_rw(disk, VIRTIO_BLK_T_IN, 2 * (MANY - 1), 512,
+                          MANY - 1), ==, OK);
+    dp_assert_mode(vm, mode);
+    dp_disk_free(disk);
+    dp_vm_quit(vm);
+}
+
 /* covers: M8: the whole machine is reset under load */
 static void test_system_reset(const void *opaque)
 {
@@ -920,6 +967,7 @@ int main(int argc, char **argv)
         { "early-kick", test_early_kick },
         { "reset-loop", test_reset_loop },
         { "reset-in-flight", test_reset_in_flight },
+        { "full-queue", test_full_queue },
         { "system-reset", test_system_reset },
         { "queue-reset", test_queue_reset },
         { "stop-cont", test_stop_cont },
