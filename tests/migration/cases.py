@@ -85,44 +85,6 @@ def migrate_and_back(session: Session, here: bool, there: bool) -> None:
     check_image(image)
 
 
-def device_writes(session: Session) -> None:
-    """
-    Memory that only the device has written arrives.
-
-    One file is in the guest's page cache while most memory is sent. Then the
-    other is read into that memory, in the middle of the migration, and must
-    be what the guest finds there after it.
-    """
-    image = session.env.image("load.img", DISK_SIZE)
-    source = session.boot(Disk("load", image, True))
-    source.guest.run("make_files load")
-    source.guest.run("read_file one")
-    target = session.incoming(Disk("load", image, True))
-    source.begin_migration(target, bandwidth=64 * MIB)
-    source.wait_nearly_sent(24 * MIB)
-    # Now so slow that it does not end before it is let.
-    source.cmd("migrate-set-parameters", **{"max-bandwidth": MIB // 2,
-                                            "downtime-limit": 0})
-    source.guest.run("forget_files")
-    source.guest.run("read_file two")
-    if source.migration() != "active":
-        raise TestFailed("the migration ended before it should")
-    source.cmd("migrate-set-parameters", **{"max-bandwidth": 1 << 30,
-                                            "downtime-limit": 1000})
-    source.wait_migration("completed")
-    target.wait_migration("completed")
-    source.end()
-    before = target.served("load")
-    target.guest.run("check_file two")
-    if target.served("load") != before:
-        raise TestFailed("the guest read from the disk, not from memory")
-    # Reads the disk again, so that this process serves it, too.
-    target.guest.run("forget_files")
-    target.guest.run("check_file one")
-    target.check_path("load")
-    target.end()
-
-
 def cancel(session: Session) -> None:
     """Every way to fail leaves the source at work; then one succeeds."""
     image = session.env.image("load.img", DISK_SIZE)
@@ -263,8 +225,6 @@ CASES = [
          migrate_and_back, {"here": True, "there": False}, PLANES),
     Case("load-from-stock", "M9: under load from QEMU's path to plane and back",
          migrate_and_back, {"here": False, "there": True}, PLANES),
-    Case("device-writes", "M9: memory that only the device has written",
-         device_writes),
     Case("cancel", "M9: cancelled and failed migrations under load", cancel),
     Case("parked", "M9: parked requests travel from plane to plane and back",
          parked_requests, {"here": True, "there": True}),

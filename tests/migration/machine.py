@@ -236,20 +236,13 @@ class Machine(QEMUMachine):
         return str(wait_until(f"migration state {' or '.join(states)}",
                               reached))
 
-    def begin_migration(self, other: "Machine", bandwidth: int = 1 << 30,
-                        downtime: int = 1000) -> None:
+    def begin_migration(self, other: "Machine",
+                        bandwidth: int = 1 << 30) -> None:
         """Begins to send the guest to a process started with -incoming."""
         other.cmd("migrate-incoming", uri=other.uri)
         self.cmd("migrate-set-parameters",
-                 **{"max-bandwidth": bandwidth, "downtime-limit": downtime})
+                 **{"max-bandwidth": bandwidth, "downtime-limit": 1000})
         self.cmd("migrate", uri=other.uri)
-
-    def wait_nearly_sent(self, rest: int) -> None:
-        """Waits until no more than rest bytes of memory are to be sent."""
-        def sent() -> bool:
-            ram = self.cmd("query-migrate").get("ram", {})
-            return bool(ram.get("normal") and ram["remaining"] < rest)
-        wait_until("the memory to be sent", sent)
 
     def migrate_to(self, other: "Machine") -> None:
         """Sends the guest away, under whatever load it is."""

@@ -204,6 +204,8 @@ static void park(DpVm *vm, DpDisk *disk, DpReq **req)
 {
     for (unsigned i = 0; i < PARKED; i++) {
         req[i] = dp_req(disk, VIRTIO_BLK_T_OUT, 1000 * i, 4096);
+        /* covers: VQ-3: parsed again, each framing means the same again */
+        req[i]->framing = i % DP_FRAMING__MAX;
         dp_req_fill(disk, req[i], i + 1);
         dp_submit(disk, req[i]);
     }
