@@ -501,7 +501,12 @@ int virtio_blk_data_plane_start(VirtIOBlockDataPlane *dp)
         set_state(dp, VIRTIO_BLK_DATA_PLANE_STATE_STOPPED);
         set_reason(dp, error_get_pretty(err));
         error_free(err);
-        return -ENOTSUP;
+        /*
+         * Without rings there is nothing to serve.  Besides, QEMU's own path
+         * would poll them where they are, and if that is MMIO the IOThread
+         * wants the BQL while a stop waits for the IOThread with the BQL held.
+         */
+        return VIRTIO_DEVICE(s)->broken ? 0 : -ENOTSUP;
     }
     ret = set_notifiers(dp);
     if (ret < 0) {

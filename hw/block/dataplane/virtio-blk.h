@@ -38,7 +38,8 @@ void virtio_blk_data_plane_destroy(VirtIOBlock *s);
  * virtio_blk_data_plane_start: serve the device's queues from now on
  *
  * If notifiers cannot be set up, requests run in the main loop until the next
- * stop, with a warning: that is a success, too.
+ * stop, with a warning: that is a success, too.  A device whose rings are not
+ * in RAM is broken, and stays stopped: nothing is left to be done.
  *
  * Returns: 0, or -ENOTSUP with nothing changed if the driver set up queues of
  *          a kind that the plane does not serve
