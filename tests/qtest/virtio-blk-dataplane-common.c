@@ -1227,3 +1227,15 @@ void dp_add_modes(const char *path, void (*fn)(const void *), bool plane_only)
         }
     }
 }
+
+void dp_add_table(const char *group, const DpTest *tests, unsigned n,
+                  bool plane_only)
+{
+    for (unsigned i = 0; i < n; i++) {
+        g_autofree char *path =
+            g_strdup_printf("/virtio-blk-dataplane/%s/%s", group,
+                            tests[i].name);
+
+        dp_add_modes(path, tests[i].fn, plane_only);
+    }
+}

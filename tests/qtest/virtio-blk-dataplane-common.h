@@ -414,4 +414,16 @@ void dp_check_deadline(gint64 deadline, const char *what);
  */
 void dp_add_modes(const char *path, void (*fn)(const void *), bool plane_only);
 
+/* A row of a test program's table. */
+typedef struct DpTest {
+    const char *name;
+    void (*fn)(const void *mode);
+} DpTest;
+
+/**
+ * dp_add_table: dp_add_modes() for each row, below the path of @group
+ */
+void dp_add_table(const char *group, const DpTest *tests, unsigned n,
+                  bool plane_only);
+
 #endif /* TESTS_QTEST_VIRTIO_BLK_DATAPLANE_COMMON_H */

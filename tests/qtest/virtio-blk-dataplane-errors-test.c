@@ -432,10 +432,7 @@ static void add_policies(const DpMode *mode)
 
 int main(int argc, char **argv)
 {
-    static const struct {
-        const char *name;
-        void (*fn)(const void *mode);
-    } tests[] = {
+    static const DpTest tests[] = {
         { "park-many", test_park_many },
         { "park-again", test_park_again },
         { "park-reset", test_park_reset },
@@ -448,11 +445,6 @@ int main(int argc, char **argv)
 
     g_test_init(&argc, &argv, NULL);
     add_policies(&dp_mode_iothread);
-    for (unsigned i = 0; i < ARRAY_SIZE(tests); i++) {
-        g_autofree char *path =
-            g_strdup_printf("/virtio-blk-dataplane/errors/%s", tests[i].name);
-
-        dp_add_modes(path, tests[i].fn, true);
-    }
+    dp_add_table("errors", tests, ARRAY_SIZE(tests), true);
     return g_test_run();
 }

@@ -958,10 +958,7 @@ static void test_shared_iothread(void)
 
 int main(int argc, char **argv)
 {
-    static const struct {
-        const char *name;
-        void (*fn)(const void *mode);
-    } tests[] = {
+    static const DpTest tests[] = {
         { "states", test_states },
         { "early-buffers", test_early_buffers },
         { "early-kick", test_early_kick },
@@ -987,13 +984,7 @@ int main(int argc, char **argv)
     };
 
     g_test_init(&argc, &argv, NULL);
-    for (unsigned i = 0; i < ARRAY_SIZE(tests); i++) {
-        g_autofree char *path =
-            g_strdup_printf("/virtio-blk-dataplane/lifecycle/%s",
-                            tests[i].name);
-
-        dp_add_modes(path, tests[i].fn, true);
-    }
+    dp_add_table("lifecycle", tests, ARRAY_SIZE(tests), true);
     qtest_add_data_func("/virtio-blk-dataplane/lifecycle/no-plane/off",
                         &dp_mode_off, test_no_plane);
     qtest_add_data_func("/virtio-blk-dataplane/lifecycle/no-plane/main-loop",

@@ -458,10 +458,7 @@ static void test_skip(void)
 
 int main(int argc, char **argv)
 {
-    static const struct {
-        const char *name;
-        void (*fn)(const void *mode);
-    } tests[] = {
+    static const DpTest tests[] = {
         { "backup", test_backup },
         { "mirror", test_mirror },
         { "mirror-cancel", test_mirror_cancel },
@@ -483,11 +480,6 @@ int main(int argc, char **argv)
         qtest_add_func("/virtio-blk-dataplane/manage", test_skip);
         return g_test_run();
     }
-    for (unsigned i = 0; i < ARRAY_SIZE(tests); i++) {
-        g_autofree char *path =
-            g_strdup_printf("/virtio-blk-dataplane/manage/%s", tests[i].name);
-
-        dp_add_modes(path, tests[i].fn, true);
-    }
+    dp_add_table("manage", tests, ARRAY_SIZE(tests), true);
     return g_test_run();
 }

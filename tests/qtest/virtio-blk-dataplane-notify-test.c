@@ -304,10 +304,7 @@ static void test_counters(const void *opaque)
 
 int main(int argc, char **argv)
 {
-    static const struct {
-        const char *name;
-        void (*fn)(const void *mode);
-    } tests[] = {
+    static const DpTest tests[] = {
         { "flags", test_flags },
         { "used-event", test_used_event },
         { "batch-event", test_batch_event },
@@ -319,11 +316,6 @@ int main(int argc, char **argv)
     };
 
     g_test_init(&argc, &argv, NULL);
-    for (unsigned i = 0; i < ARRAY_SIZE(tests); i++) {
-        g_autofree char *path =
-            g_strdup_printf("/virtio-blk-dataplane/notify/%s", tests[i].name);
-
-        dp_add_modes(path, tests[i].fn, true);
-    }
+    dp_add_table("notify", tests, ARRAY_SIZE(tests), true);
     return g_test_run();
 }

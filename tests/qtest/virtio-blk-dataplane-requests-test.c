@@ -980,10 +980,7 @@ static void test_index_wrap(const void *opaque)
 
 int main(int argc, char **argv)
 {
-    static const struct {
-        const char *name;
-        void (*fn)(const void *mode);
-    } tests[] = {
+    static const DpTest tests[] = {
         { "read-write", test_read_write },
         { "neighbours", test_neighbours },
         { "range", test_range },
@@ -1009,12 +1006,6 @@ int main(int argc, char **argv)
     };
 
     g_test_init(&argc, &argv, NULL);
-    for (unsigned i = 0; i < ARRAY_SIZE(tests); i++) {
-        g_autofree char *path =
-            g_strdup_printf("/virtio-blk-dataplane/requests/%s",
-                            tests[i].name);
-
-        dp_add_modes(path, tests[i].fn, false);
-    }
+    dp_add_table("requests", tests, ARRAY_SIZE(tests), false);
     return g_test_run();
 }
