@@ -326,6 +326,11 @@ unsigned test_memory_regions(VringMemory *mem)
 
 /* What was written */
 
+bool vring_region_is_logged(const VringRegion *region)
+{
+    return test_region_of(region)->dirty;
+}
+
 void vring_region_set_dirty(const VringRegion *region, uint64_t offset,
                             uint64_t len)
 {

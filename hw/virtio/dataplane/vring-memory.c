@@ -16,6 +16,7 @@
 
 #include "qemu/osdep.h"
 #include "exec/memory.h"
+#include "system/xen.h"
 #include "system/dma.h"
 #include "hw/virtio/dataplane/vring-memory.h"
 
@@ -88,6 +89,12 @@ VringTable *vring_memory_get_table(VringMemory *mem)
 bool vring_memory_is_current(VringMemory *mem, const VringTable *table)
 {
     return qatomic_read(&mem->table) == table;
+}
+
+bool vring_region_is_logged(const VringRegion *region)
+{
+    /* Xen is told of all writes, whoever logs. */
+    return memory_region_get_dirty_log_mask(region->mr) || xen_enabled();
 }
 
 void vring_region_set_dirty(const VringRegion *region, uint64_t offset,

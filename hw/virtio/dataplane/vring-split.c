@@ -199,33 +199,45 @@ static int split_next_head(Vring *vring, uint16_t *head)
     return *head < vring->config.num ? 1 : -VRING_ERR_HEAD;
 }
 
-/* Copies descriptor @i once; false if it is not in RAM */
-static bool split_read_desc(Vring *vring, const SplitTable *table, unsigned i,
-                            VringDesc *desc)
+/*
+ * Copies a descriptor once.  A table may lie anywhere, so that only bytes can
+ * be relied upon.
+ */
+static VringDesc split_copy_desc(const uint8_t *host)
 {
-    uint64_t offset = (uint64_t)i * sizeof(*desc);
+    VringDesc desc;
 
-    if (likely(table->host)) {
-        /* Tables may lie anywhere, so that only bytes can be relied upon. */
-        memcpy(desc, table->host + offset, sizeof(*desc));
-        /* Keeps the compiler from reading a field again. */
-        barrier();
-    } else if (!vring_memory_read(vring->mem, table->addr + offset, desc,
-                                  sizeof(*desc))) {
+    memcpy(&desc.addr, host + offsetof(VringDesc, addr), sizeof(desc.addr));
+    memcpy(&desc.len, host + offsetof(VringDesc, len), sizeof(desc.len));
+    memcpy(&desc.flags, host + offsetof(VringDesc, flags), sizeof(desc.flags));
+    memcpy(&desc.next, host + offsetof(VringDesc, next), sizeof(desc.next));
+    /* Keeps the compiler from reading a field again. */
+    barrier();
+    return desc;
+}
+
+/* By the general path; false if the descriptor is not in RAM */
+static bool split_fetch_desc(Vring *vring, hwaddr addr, VringDesc *desc)
+{
+    uint8_t bytes[sizeof(*desc)];
+
+    if (!vring_memory_read(vring->mem, addr, bytes, sizeof(bytes))) {
         return false;
     }
-    if (unlikely(vring->swap)) {
-        desc->addr = bswap64(desc->addr);
-        desc->len = bswap32(desc->len);
-        desc->flags = bswap16(desc->flags);
-        desc->next = bswap16(desc->next);
-    }
+    *desc = split_copy_desc(bytes);
     return true;
 }
 
+static void split_swap_desc(VringDesc *desc)
+{
+    desc->addr = bswap64(desc->addr);
+    desc->len = bswap32(desc->len);
+    desc->flags = bswap16(desc->flags);
+    desc->next = bswap16(desc->next);
+}
+
 /* Goes on in the indirect table that @desc points to (2.7.5.3) */
-static int split_enter_table(Vring *vring, const VringDesc *desc,
-                             SplitTable *table)
+static int split_enter_table(Vring *vring, VringDesc desc, SplitTable *table)
 {
     if (!vring->config.indirect) {
         return -VRING_ERR_INDIRECT_FEATURE;
@@ -233,23 +245,21 @@ static int split_enter_table(Vring *vring, const VringDesc *desc,
     if (table->indirect) {
         return -VRING_ERR_INDIRECT_NESTED;
     }
-    if (desc->flags & SPLIT_DESC_NEXT) {
+    if (desc.flags & SPLIT_DESC_NEXT) {
         return -VRING_ERR_INDIRECT_NEXT;
     }
-    if (!desc->len || desc->len % sizeof(VringDesc) ||
-        desc->len / sizeof(VringDesc) > SPLIT_MAX_SIZE) {
+    if (!desc.len || desc.len % sizeof(VringDesc) ||
+        desc.len / sizeof(VringDesc) > SPLIT_MAX_SIZE) {
         return -VRING_ERR_TABLE_LENGTH;
     }
-    if (desc->len - 1 > UINT64_MAX - desc->addr) {
+    if (desc.len - 1 > UINT64_MAX - desc.addr) {
         return -VRING_ERR_TABLE_ADDRESS;
     }
-    *table = (SplitTable) {
-        .host = vring_table_translate(vring->hold->table, desc->addr,
-                                      desc->len, &vring->region_hint),
-        .addr = desc->addr,
-        .entries = desc->len / sizeof(VringDesc),
-        .indirect = true,
-    };
+    table->host = vring_table_translate(vring->hold->table, desc.addr,
+                                        desc.len, &vring->region_hint);
+    table->addr = desc.addr;
+    table->entries = desc.len / sizeof(VringDesc);
+    table->indirect = true;
     return 0;
 }
 
@@ -262,19 +272,26 @@ static int split_read_chain(Vring *vring, uint16_t head, VringChain *chain)
         .entries = vring->config.num,
     };
     unsigned i = head, steps = 0;
-    VringDesc desc;
     int ret;
 
     for (;;) {
-        if (steps++ == table.entries) {
+        uint64_t offset = (uint64_t)i * sizeof(VringDesc);
+        VringDesc desc;
+
+        if (unlikely(steps++ == table.entries)) {
             return -VRING_ERR_LOOP;
         }
-        if (!split_read_desc(vring, &table, i, &desc)) {
+        if (likely(table.host)) {
+            desc = split_copy_desc(table.host + offset);
+        } else if (!split_fetch_desc(vring, table.addr + offset, &desc)) {
             return -VRING_ERR_TABLE_ADDRESS;
         }
+        if (unlikely(vring->swap)) {
+            split_swap_desc(&desc);
+        }
         if (desc.flags & SPLIT_DESC_INDIRECT) {
-            ret = split_enter_table(vring, &desc, &table);
-            if (ret < 0) {
+            ret = split_enter_table(vring, desc, &table);
+            if (unlikely(ret < 0)) {
                 return ret;
             }
             i = 0;
@@ -283,22 +300,47 @@ static int split_read_chain(Vring *vring, uint16_t head, VringChain *chain)
         }
         ret = vring_chain_add(vring, chain, desc.addr, desc.len,
                               desc.flags & SPLIT_DESC_WRITE);
-        if (ret < 0) {
+        if (unlikely(ret < 0)) {
             return ret;
         }
         if (!(desc.flags & SPLIT_DESC_NEXT)) {
             return 0;
         }
-        if (desc.next >= table.entries) {
+        if (unlikely(desc.next >= table.entries)) {
             return -VRING_ERR_NEXT;
         }
         i = desc.next;
     }
 }
 
+/*
+ * Has the indirect table of the next but one chain brought near, as the driver
+ * wrote it on another CPU a moment ago.  The next one's was asked for by the
+ * last call.  What is read here is a hint and may be anything: it is not used
+ * beyond this, and the pop that follows reads it as if for the first time.
+ */
+static void split_prefetch(Vring *vring)
+{
+    uint16_t idx = vring->last_avail_idx + 1;
+    const VringDesc *desc;
+    uint16_t head;
+
+    if ((uint16_t)(vring->shadow_avail_idx - vring->last_avail_idx) < 2 ||
+        vring->swap) {
+        return;
+    }
+    head = qatomic_read(&vring->avail->ring[idx & vring->mask]);
+    if (head < vring->config.num) {
+        desc = &vring->desc[head];
+        __builtin_prefetch(vring_table_translate(vring->hold->table,
+                                                 desc->addr,
+                                                 1, &vring->region_hint));
+    }
+}
+
 int vring_split_pop(Vring *vring, VirtQueueElement *elem, VringBuffer *buf)
 {
-    VringChain chain = { .buf = buf };
+    VringChain chain;
     uint16_t head;
     int ret;
 
@@ -306,6 +348,7 @@ int vring_split_pop(Vring *vring, VirtQueueElement *elem, VringBuffer *buf)
     if (ret <= 0) {
         return ret;
     }
+    vring_chain_begin(&chain, buf);
     ret = split_read_chain(vring, head, &chain);
     if (unlikely(ret < 0)) {
         vring_chain_undo(vring, &chain);
@@ -313,6 +356,7 @@ int vring_split_pop(Vring *vring, VirtQueueElement *elem, VringBuffer *buf)
     }
     vring_chain_finish(vring, &chain, elem, head);
     vring->last_avail_idx++;
+    split_prefetch(vring);
     return 1;
 }
 
@@ -346,7 +390,9 @@ void vring_split_publish(Vring *vring)
     /* Elements and data are in place before the index shows them (2.7.8.2) */
     smp_wmb();
     vring_store16(vring->swap, &vring->used->idx, vring->used_idx);
-    split_mark_published(vring);
+    if (unlikely(vring_used_is_logged(vring))) {
+        split_mark_published(vring);
+    }
     vring->published_idx = vring->used_idx;
 }
 
@@ -381,8 +427,10 @@ bool vring_split_should_notify(Vring *vring)
 static void split_set_used_flags(Vring *vring, uint16_t flags)
 {
     vring_store16(vring->swap, &vring->used->flags, flags);
-    vring_mark_used_dirty(vring, &vring->used->flags,
-                          sizeof(vring->used->flags));
+    if (unlikely(vring_used_is_logged(vring))) {
+        vring_mark_used_dirty(vring, &vring->used->flags,
+                              sizeof(vring->used->flags));
+    }
 }
 
 void vring_split_disable_notification(Vring *vring)
@@ -401,8 +449,10 @@ bool vring_split_enable_notification(Vring *vring)
     if (vring->config.event_idx) {
         vring_store16(vring->swap, split_avail_event(vring),
                       vring->last_avail_idx);
-        vring_mark_used_dirty(vring, split_avail_event(vring),
-                              sizeof(uint16_t));
+        if (unlikely(vring_used_is_logged(vring))) {
+            vring_mark_used_dirty(vring, split_avail_event(vring),
+                                  sizeof(uint16_t));
+        }
     } else {
         split_set_used_flags(vring, 0);
     }

@@ -73,23 +73,6 @@ void vring_buffer_release(VringBuffer *buf)
     }
 }
 
-/*
- * Long chains are rare and cost more elsewhere, so one step to the largest
- * size spares the bookkeeping of growing.
- */
-static void vring_buffer_grow(VringBuffer *buf)
-{
-    struct iovec *iov = g_new(struct iovec, VIRTQUEUE_MAX_SIZE);
-    hwaddr *addr = g_new(hwaddr, VIRTQUEUE_MAX_SIZE);
-
-    assert(buf->capacity < VIRTQUEUE_MAX_SIZE);
-    memcpy(iov, buf->iov, buf->capacity * sizeof(*iov));
-    memcpy(addr, buf->addr, buf->capacity * sizeof(*addr));
-    buf->iov = iov;
-    buf->addr = addr;
-    buf->capacity = VIRTQUEUE_MAX_SIZE;
-}
-
 /* Holds */
 
 static VringHold *vring_hold_new(VringTable *table)
@@ -116,27 +99,52 @@ static void vring_hold_put(Vring *vring, VringHold *hold)
     }
 }
 
+/* Addresses */
+
+const VringRegion *vring_table_search(const VringTable *table, hwaddr addr,
+                                      unsigned *hint)
+{
+    unsigned lo = 0, hi = table->nregions;
+
+    while (lo < hi) {
+        unsigned mid = lo + (hi - lo) / 2;
+        const VringRegion *region = &table->regions[mid];
+
+        if (addr < region->base) {
+            hi = mid;
+        } else if (addr - region->base >= region->size) {
+            lo = mid + 1;
+        } else {
+            *hint = mid;
+            return region;
+        }
+    }
+    return NULL;
+}
+
 /* Chains */
 
-static int vring_chain_append(VringChain *chain, void *host, hwaddr addr,
-                              uint64_t len, bool is_write)
+/*
+ * Doubles, as an allocation of the largest size for each long chain would make
+ * the C library ask the kernel for memory and give it back all the time.
+ */
+int vring_chain_grow(VringChain *chain)
 {
-    unsigned n = chain->out_num + chain->in_num;
+    VringBuffer *buf = chain->buf;
+    unsigned capacity = MIN(2 * chain->capacity, VIRTQUEUE_MAX_SIZE);
 
-    if (n == VIRTQUEUE_MAX_SIZE) {
+    if (chain->num == VIRTQUEUE_MAX_SIZE) {
         return -VRING_ERR_TOO_LONG;
     }
-    if (n == chain->buf->capacity) {
-        vring_buffer_grow(chain->buf);
-    }
-    chain->buf->iov[n].iov_base = host;
-    chain->buf->iov[n].iov_len = len;
-    chain->buf->addr[n] = addr;
-    if (is_write) {
-        chain->in_num++;
-    } else {
-        chain->out_num++;
-    }
+    chain->iov = g_new(struct iovec, capacity);
+    chain->addr = g_new(hwaddr, capacity);
+    chain->capacity = capacity;
+    memcpy(chain->iov, buf->iov, chain->num * sizeof(*buf->iov));
+    memcpy(chain->addr, buf->addr, chain->num * sizeof(*buf->addr));
+    vring_buffer_release(buf);
+    buf->iov = chain->iov;
+    buf->addr = chain->addr;
+    buf->capacity = capacity;
     return 0;
 }
 
@@ -146,19 +154,22 @@ static void vring_chain_pin(Vring *vring, VringChain *chain)
     if (chain->pinned) {
         return;
     }
-    for (unsigned i = 0; i < chain->out_num + chain->in_num; i++) {
-        vring_memory_pin(vring->mem, chain->buf->iov[i].iov_base);
+    for (unsigned i = 0; i < chain->num; i++) {
+        vring_memory_pin(vring->mem, chain->iov[i].iov_base);
     }
     chain->pinned = true;
 }
 
 /*
- * What the table cannot serve.  An element is wholly in the table or wholly
- * outside of it, so that the common case has nothing to tell apart.
+ * An element is wholly in the table or wholly outside of it, so that the
+ * common case has nothing to tell apart.
  */
-static int vring_chain_add_slow(Vring *vring, VringChain *chain, hwaddr addr,
-                                uint32_t len, bool is_write)
+int vring_chain_add_slow(Vring *vring, VringChain *chain, hwaddr addr,
+                         uint32_t len, bool is_write)
 {
+    if (len - 1 > UINT64_MAX - addr) {
+        return -VRING_ERR_ADDRESS;
+    }
     vring_chain_pin(vring, chain);
 
     while (len) {
@@ -181,70 +192,15 @@ static int vring_chain_add_slow(Vring *vring, VringChain *chain, hwaddr addr,
     return 0;
 }
 
-int vring_chain_add(Vring *vring, VringChain *chain, hwaddr addr,
-                    uint32_t len, bool is_write)
-{
-    void *host;
-
-    if (!len) {
-        return 0;
-    }
-    /* Device-readable buffers come first (VIRTIO 1.3, 2.7.4.2) */
-    if (!is_write && chain->in_num) {
-        return -VRING_ERR_ORDER;
-    }
-    /* No more than 2^32 bytes (2.7.5.2); the used length has 32 bits */
-    chain->bytes += len;
-    if (chain->bytes > UINT32_MAX) {
-        return -VRING_ERR_LENGTH;
-    }
-    if (len - 1 > UINT64_MAX - addr) {
-        return -VRING_ERR_ADDRESS;
-    }
-
-    if (likely(!chain->pinned)) {
-        host = vring_table_translate(vring->hold->table, addr, len,
-                                     &vring->region_hint);
-        if (likely(host)) {
-            return vring_chain_append(chain, host, addr, len, is_write);
-        }
-    }
-    return vring_chain_add_slow(vring, chain, addr, len, is_write);
-}
-
 void vring_chain_undo(Vring *vring, VringChain *chain)
 {
     if (chain->pinned) {
-        for (unsigned i = 0; i < chain->out_num + chain->in_num; i++) {
-            vring_memory_unmap(vring->mem, chain->buf->iov[i].iov_base,
-                               chain->buf->iov[i].iov_len, false);
+        for (unsigned i = 0; i < chain->num; i++) {
+            vring_memory_unmap(vring->mem, chain->iov[i].iov_base,
+                               chain->iov[i].iov_len, false);
         }
     }
     vring_buffer_release(chain->buf);
-}
-
-void vring_chain_finish(Vring *vring, VringChain *chain,
-                        VirtQueueElement *elem, unsigned head)
-{
-    VringBuffer *buf = chain->buf;
-
-    elem->index = head;
-    elem->len = 0;
-    elem->ndescs = 1;
-    elem->in_order_filled = false;
-    elem->out_num = chain->out_num;
-    elem->in_num = chain->in_num;
-    elem->out_addr = buf->addr;
-    elem->out_sg = buf->iov;
-    elem->in_addr = buf->addr + chain->out_num;
-    elem->in_sg = buf->iov + chain->out_num;
-
-    if (chain->pinned) {
-        buf->hold = NULL;
-    } else {
-        buf->hold = vring->hold;
-        buf->hold->inflight++;
-    }
 }
 
 /* Giving an element's memory back */
@@ -253,12 +209,22 @@ static void vring_mark_element_dirty(Vring *vring,
                                      const VirtQueueElement *elem,
                                      const VringTable *table)
 {
+    const VringRegion *last = NULL;
+    bool logged = false;
+
     for (unsigned i = 0; i < elem->in_num; i++) {
         const VringRegion *region =
             vring_table_find(table, elem->in_addr[i], &vring->region_hint);
 
-        vring_region_set_dirty(region, elem->in_addr[i] - region->base,
-                               elem->in_sg[i].iov_len);
+        /* Most elements lie in one region, and nobody logs most of the time */
+        if (region != last) {
+            last = region;
+            logged = vring_region_is_logged(region);
+        }
+        if (unlikely(logged)) {
+            vring_region_set_dirty(region, elem->in_addr[i] - region->base,
+                                   elem->in_sg[i].iov_len);
+        }
     }
 }
 

@@ -105,6 +105,16 @@ bool vring_memory_is_current(VringMemory *mem, const VringTable *table);
 void vring_table_unref(VringTable *table);
 
 /**
+ * vring_region_is_logged: does anybody want to know of writes to a region?
+ *
+ * To be asked after the write: whoever begins to log afterwards reads what was
+ * written.  Spares vring_region_set_dirty(), which asks the same.
+ *
+ * Context: any thread
+ */
+bool vring_region_is_logged(const VringRegion *region);
+
+/**
  * vring_region_set_dirty: note that the device wrote to guest RAM
  * @region: a region of a table that the caller has a reference to
  * @offset: of the first byte written, from the start of the region
@@ -161,6 +171,10 @@ void vring_memory_unmap(VringMemory *mem, void *host, hwaddr len,
  */
 void vring_memory_pin(VringMemory *mem, void *host);
 
+/* Without a hint; not inline, so that the callers' common case stays short */
+const VringRegion *vring_table_search(const VringTable *table, hwaddr addr,
+                                      unsigned *hint);
+
 /**
  * vring_table_find: the region that contains a guest address
  * @table: where to look
@@ -176,26 +190,12 @@ void vring_memory_pin(VringMemory *mem, void *host);
 static inline const VringRegion *vring_table_find(const VringTable *table,
                                                   hwaddr addr, unsigned *hint)
 {
-    unsigned lo = 0, hi = table->nregions;
+    const VringRegion *region = &table->regions[*hint];
 
-    if (*hint < hi && addr - table->regions[*hint].base <
-                      table->regions[*hint].size) {
-        return &table->regions[*hint];
+    if (likely(*hint < table->nregions && addr - region->base < region->size)) {
+        return region;
     }
-    while (lo < hi) {
-        unsigned mid = lo + (hi - lo) / 2;
-        const VringRegion *region = &table->regions[mid];
-
-        if (addr < region->base) {
-            hi = mid;
-        } else if (addr - region->base >= region->size) {
-            lo = mid + 1;
-        } else {
-            *hint = mid;
-            return region;
-        }
-    }
-    return NULL;
+    return vring_table_search(table, addr, hint);
 }
 
 /**

@@ -14,7 +14,7 @@
  *     vring_enable_notification()  true: look again
  *     vring_push()                 per request that is done
  *     vring_publish()              shows them to the driver, all at once
- *     vring_should_notify()        once after each publish
+ *     vring_should_notify()        once after the last publish of a batch
  *   vring_teardown()               hands the queue back
  *
  * A driver that breaks the rules makes vring_pop() return an error; from then
@@ -56,8 +56,11 @@ typedef enum VringError {
     VRING_ERR__MAX,
 } VringError;
 
-/* Vectors that a VringBuffer holds without an allocation. */
-#define VRING_INLINE_VECTORS 16
+/*
+ * Vectors that a VringBuffer holds without an allocation: enough for a header,
+ * a status, and 64 KiB in pages.
+ */
+#define VRING_INLINE_VECTORS 18
 
 /*
  * The table that a Vring uses, and the number of popped elements that hold
@@ -268,16 +271,28 @@ void vring_pin(Vring *vring, const VirtQueueElement *elem, VringBuffer *buf);
  * vring_publish: show the driver all that was pushed
  *
  * Returns: number of elements that became visible; if not 0,
- *          vring_should_notify() has to be asked
+ *          vring_should_notify() has to be asked, now or after more of them
  *
  * Context: the queue's AioContext
  */
 unsigned vring_publish(Vring *vring);
 
 /**
+ * vring_unpublished: number of elements that were pushed and are not visible
+ *
+ * Context: the queue's AioContext
+ */
+static inline unsigned vring_unpublished(const Vring *vring)
+{
+    return (uint16_t)(vring->used_idx - vring->published_idx);
+}
+
+/**
  * vring_should_notify: does the driver want a used buffer notification?
  *
- * Context: the queue's AioContext, once after each vring_publish()
+ * Takes all that was published since the last time into account.
+ *
+ * Context: the queue's AioContext
  */
 bool vring_should_notify(Vring *vring);
 
