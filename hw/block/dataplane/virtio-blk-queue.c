@@ -12,9 +12,10 @@
  *                      each to virtio_blk_handle_request(), submits what was
  *                      merged once per batch
  *   block layer        in the queue's AioContext
- *   complete_request   pushes the used element, schedules notify_guest_bh
- *   notify_guest_bh    publishes all that was pushed and notifies the driver
- *                      at most once
+ *   complete_request   pushes the used element, calls notify_guest() after a
+ *                      few of them and at the end of the batch
+ *   notify_guest       publishes what was pushed and notifies the driver at
+ *                      most once
  *
  * Copyright (c) 2026 the virtio-blk data plane authors
  *
@@ -35,7 +36,7 @@
 
 static uint32_t request_type(VirtIOBlockReq *req)
 {
-    return virtio_ldl_p(VIRTIO_DEVICE(req->dev), &req->out.type) &
+    return virtio_ldl_p(&req->dev->parent_obj, &req->out.type) &
            ~VIRTIO_BLK_T_BARRIER;
 }
 
@@ -158,11 +159,27 @@ static bool is_stale(DataPlaneQueue *q, VirtIOBlockReq *req)
 
 /* Completion */
 
+static VirtIODevice *queue_vdev(DataPlaneQueue *q)
+{
+    /* Not VIRTIO_DEVICE(), which looks the type up each time */
+    return &q->s->parent_obj;
+}
+
+static void account(DataPlaneQueue *q)
+{
+    if (q->acct_num) {
+        block_acct_done_batch(blk_get_stats(q->s->blk), q->acct, q->acct_num);
+        q->acct_num = 0;
+    }
+}
+
 static void notify_guest(DataPlaneQueue *q)
 {
-    VirtIODevice *vdev = VIRTIO_DEVICE(q->s);
+    VirtIODevice *vdev = queue_vdev(q);
     unsigned count;
 
+    /* Whoever sees that a request is done shall find it in the statistics. */
+    account(q);
     /* A device that needs a reset uses no buffers (2.1.2) */
     if (virtio_device_disabled(vdev)) {
         return;
@@ -189,6 +206,37 @@ static void notify_guest_bh(void *opaque)
 
     q->notify_pending = false;
     notify_guest(q);
+}
+
+/*
+ * See defer_call().  Called at once, it cannot tell how many more completions
+ * the event loop has at hand; with others in flight they are worth a look.
+ */
+static void notify_deferred(void *opaque)
+{
+    DataPlaneQueue *q = opaque;
+
+    if (q->completing && q->vring.inuse) {
+        qemu_bh_schedule(q->notify_bh);
+    } else {
+        q->notify_pending = false;
+        notify_guest(q);
+    }
+}
+
+/*
+ * Lets the completions that come together share a notification: those of a
+ * defer_call() section, or of one pass of the event loop.
+ */
+static void notify_later(DataPlaneQueue *q)
+{
+    if (q->notify_pending) {
+        return;
+    }
+    q->notify_pending = true;
+    q->completing = true;
+    defer_call(notify_deferred, q);
+    q->completing = false;
 }
 
 /*
@@ -233,13 +281,16 @@ void data_plane_complete_request(VirtIOBlockReq *req, unsigned char status)
     vring_push(&q->vring, &req->elem, request_buffer(req),
                used_length(req, type, status));
 
-    /*
-     * The bottom half runs before the event loop sleeps, also in a nested
-     * loop; until then more completions may come and share the notification.
-     */
-    if (!q->notify_pending) {
-        q->notify_pending = true;
-        qemu_bh_schedule(q->notify_bh);
+    /* What failed the device accounts for itself. */
+    if (status == VIRTIO_BLK_S_OK && req->acct.type != BLOCK_ACCT_NONE) {
+        q->acct[q->acct_num++] = req->acct;
+        req->acct.type = BLOCK_ACCT_NONE;
+    }
+    if (vring_unpublished(&q->vring) == DATA_PLANE_PUBLISH ||
+        q->acct_num == DATA_PLANE_PUBLISH) {
+        notify_guest(q);
+    } else {
+        notify_later(q);
     }
 }
 
@@ -251,24 +302,61 @@ static void fail(DataPlaneQueue *q, int err)
     data_plane_queue_failed(q);
 }
 
-/* Returns NULL if there is nothing to do, or the driver made a mistake */
-static VirtIOBlockReq *pop_request(DataPlaneQueue *q)
+/* The parser is going to read the header and write the status. */
+static void prefetch_request(const VirtQueueElement *elem)
 {
-    DataPlaneReq *slot = pool_get(q);
-    int ret = vring_pop(&q->vring, &slot->req.elem, &slot->buf);
-
-    if (ret <= 0) {
-        pool_put(slot);
-        if (ret < 0) {
-            fail(q, -ret);
-        }
-        return NULL;
+    if (likely(elem->out_num && elem->in_num)) {
+        __builtin_prefetch(elem->in_sg[elem->in_num - 1].iov_base, 1);
+        __builtin_prefetch(elem->out_sg[0].iov_base);
     }
-    stat_add(&q->stats.popped, 1);
-    virtio_blk_init_request(q->s, q->vq, &slot->req);
-    slot->req.release = release_request;
-    slot->epoch = q->epoch;
-    return &slot->req;
+}
+
+/*
+ * Pops at most @max requests, so that the headers of all are on their way to
+ * the cache when the first is parsed.  Returns their number; @err gets set to
+ * a negative VringError if the driver made a mistake behind them.
+ */
+static unsigned pop_requests(DataPlaneQueue *q, VirtIOBlockReq **reqs,
+                             unsigned max, int *err)
+{
+    unsigned n;
+
+    for (n = 0; n < max; n++) {
+        DataPlaneReq *slot = pool_get(q);
+        int ret = vring_pop(&q->vring, &slot->req.elem, &slot->buf);
+
+        if (ret <= 0) {
+            pool_put(slot);
+            *err = ret;
+            break;
+        }
+        prefetch_request(&slot->req.elem);
+        virtio_blk_init_request(q->s, q->vq, &slot->req);
+        slot->req.release = release_request;
+        slot->epoch = q->epoch;
+        reqs[n] = &slot->req;
+    }
+    stat_add(&q->stats.popped, n);
+    return n;
+}
+
+/* Returns false if the device is broken; what is left has been given up then */
+static bool handle_requests(DataPlaneQueue *q, VirtIOBlockReq **reqs,
+                            unsigned n, MultiReqBuffer *mrb)
+{
+    unsigned i = 0;
+
+    while (i < n && !virtio_blk_handle_request(reqs[i], mrb)) {
+        i++;
+    }
+    if (likely(i == n)) {
+        return true;
+    }
+    for (; i < n; i++) {
+        vring_detach(&q->vring, &reqs[i]->elem, request_buffer(reqs[i]));
+        virtio_blk_free_request(reqs[i]);
+    }
+    return false;
 }
 
 /*
@@ -278,31 +366,35 @@ static VirtIOBlockReq *pop_request(DataPlaneQueue *q)
 static unsigned take_requests(DataPlaneQueue *q, MultiReqBuffer *mrb,
                               unsigned max)
 {
-    unsigned n;
+    VirtIOBlockReq *reqs[VIRTIO_BLK_MAX_MERGE_REQS];
+    unsigned total = 0, n;
 
-    for (n = 0; n < max; n++) {
-        VirtIOBlockReq *req = pop_request(q);
+    do {
+        int err = 0;
 
-        if (!req) {
+        n = pop_requests(q, reqs, MIN(max - total, ARRAY_SIZE(reqs)), &err);
+        total += n;
+        if (!handle_requests(q, reqs, n, mrb)) {
             break;
         }
-        if (virtio_blk_handle_request(req, mrb)) {
-            vring_detach(&q->vring, &req->elem, request_buffer(req));
-            virtio_blk_free_request(req);
-            break;
+        if (unlikely(err < 0)) {
+            fail(q, -err);
         }
-    }
-    return n;
+    } while (n == ARRAY_SIZE(reqs) && total < max);
+    return total;
 }
 
 /*
  * One look at the ring takes a ring's worth of requests at the most, or a
  * driver that adds as fast as the device takes would keep the IOThread from
  * everything else, a stop included.
+ *
+ * While the event loop polls nobody needs to be notified: between poll_begin
+ * and poll_end the driver is not asked to.
  */
 static void handle_notify(DataPlaneQueue *q)
 {
-    VirtIODevice *vdev = VIRTIO_DEVICE(q->s);
+    VirtIODevice *vdev = queue_vdev(q);
     MultiReqBuffer mrb = {};
     unsigned budget = q->vring.config.num;
     unsigned total = 0;
@@ -315,9 +407,12 @@ static void handle_notify(DataPlaneQueue *q)
 
     defer_call_begin();
     do {
-        vring_disable_notification(&q->vring);
+        if (!q->polling) {
+            vring_disable_notification(&q->vring);
+        }
         total += take_requests(q, &mrb, budget - total);
-        more = vring_enable_notification(&q->vring);
+        more = q->polling ? vring_more_avail(&q->vring)
+                          : vring_enable_notification(&q->vring);
     } while (more && total < budget && !virtio_device_disabled(vdev));
 
     if (mrb.num_reqs) {
@@ -357,7 +452,7 @@ static bool host_notifier_poll(void *opaque)
     DataPlaneQueue *q = container_of(n, DataPlaneQueue, host_notifier);
 
     return qatomic_load_acquire(&q->active) &&
-           !virtio_device_disabled(VIRTIO_DEVICE(q->s)) &&
+           !virtio_device_disabled(queue_vdev(q)) &&
            vring_more_avail(&q->vring);
 }
 
@@ -373,6 +468,7 @@ static void host_notifier_poll_begin(EventNotifier *n)
 {
     DataPlaneQueue *q = container_of(n, DataPlaneQueue, host_notifier);
 
+    q->polling = true;
     if (qatomic_load_acquire(&q->active)) {
         vring_disable_notification(&q->vring);
     }
@@ -382,6 +478,7 @@ static void host_notifier_poll_end(EventNotifier *n)
 {
     DataPlaneQueue *q = container_of(n, DataPlaneQueue, host_notifier);
 
+    q->polling = false;
     /* The event loop polls once more after this. */
     if (qatomic_load_acquire(&q->active)) {
         vring_enable_notification(&q->vring);
@@ -479,6 +576,7 @@ void data_plane_queue_attach(DataPlaneQueue *q)
     if (q->quiesced) {
         return;
     }
+    q->polling = false;
     aio_set_event_notifier(q->ctx, &q->host_notifier, host_notifier_read,
                            host_notifier_poll, host_notifier_poll_ready);
     aio_set_event_notifier_poll(q->ctx, &q->host_notifier,
@@ -486,8 +584,8 @@ void data_plane_queue_attach(DataPlaneQueue *q)
                                 host_notifier_poll_end);
     /*
      * Kicks while nobody looked are lost.  Besides, a detach may have left
-     * notifications off if it came while the handler polled; the handler
-     * enables them in any case.
+     * notifications off if it came while the event loop polled; the handler
+     * enables them when it runs, or poll_end does.
      */
     event_notifier_set(&q->host_notifier);
 }
@@ -529,6 +627,7 @@ static void flush_bh(void *opaque)
     if (q->active) {
         notify_guest(q);
     }
+    account(q);
 }
 
 void data_plane_queue_flush(DataPlaneQueue *q)

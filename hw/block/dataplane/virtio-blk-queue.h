@@ -11,11 +11,19 @@
 #ifndef HW_BLOCK_DATAPLANE_VIRTIO_BLK_QUEUE_H
 #define HW_BLOCK_DATAPLANE_VIRTIO_BLK_QUEUE_H
 
+#include "block/accounting.h"
 #include "hw/virtio/dataplane/vring.h"
 #include "hw/virtio/virtio-blk.h"
 #include "qapi/qapi-types-virtio.h"
 
 typedef struct DataPlaneQueue DataPlaneQueue;
+
+/*
+ * After so many completions the driver gets to see them although the batch
+ * goes on: it can work on them meanwhile.  Publishing and asking whether to
+ * notify take two fences, which this makes cheap.
+ */
+#define DATA_PLANE_PUBLISH 8
 
 /*
  * A request and the memory of its vectors.  Slots live as long as the plane,
@@ -84,7 +92,13 @@ struct DataPlaneQueue {
 
     /* The rest belongs to the queue's AioContext while it is started. */
     Vring vring;
-    bool notify_pending;        /* notify_bh is scheduled */
+    bool polling;               /* between poll_begin and poll_end */
+    bool notify_pending;        /* notify_guest() is going to be called */
+    bool completing;            /* asking for that call, see notify_later() */
+
+    /* Completed requests that are yet to be accounted for, with one lock */
+    BlockAcctCookie acct[DATA_PLANE_PUBLISH];
+    unsigned acct_num;
 
     /* Slots [0, pool_used) were used before; those below are untouched. */
     DataPlaneReq *pool;
