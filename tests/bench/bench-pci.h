@@ -1,0 +1,79 @@
+/*
+ * A virtio-pci device behind the qtest socket
+ *
+ * Knows PCI configuration space and VIRTIO over PCI (VIRTIO 1.3, 4.1), of
+ * which it uses the modern interface only.  Does not know block devices,
+ * eventfds or rings.
+ *
+ * What goes wrong shows in bench_qtest_failed().
+ *
+ * Copyright (c) 2026 the virtio-blk data plane authors
+ *
+ * SPDX-License-Identifier: GPL-2.0-or-later
+ */
+
+#ifndef TESTS_BENCH_BENCH_PCI_H
+#define TESTS_BENCH_BENCH_PCI_H
+
+#include "bench-device.h"
+#include "bench-qtest.h"
+
+typedef struct BenchPci {
+    BenchQtest *qt;
+    unsigned devfn;
+    uint64_t common;            /* addresses of the structures (4.1.4) */
+    uint64_t notify;
+    uint64_t config;
+    uint32_t notify_multiplier;
+    uint64_t msix_table;
+    uint8_t msix_cap;           /* offset in configuration space */
+} BenchPci;
+
+/**
+ * bench_pci_init: find the one virtio-blk device and make it accessible
+ *
+ * Returns: false with @errp set if there is none, or more than one, or it is
+ *          not a modern one with MSI-X
+ */
+bool bench_pci_init(BenchPci *pci, BenchQtest *qt, GError **errp);
+
+/**
+ * bench_pci_reset: reset the device and say that a driver is there (3.1.1)
+ *
+ * Returns: the features that the device offers
+ */
+uint64_t bench_pci_reset(BenchPci *pci);
+
+/**
+ * bench_pci_set_features: false with @errp set if the device refuses
+ */
+bool bench_pci_set_features(BenchPci *pci, uint64_t features, GError **errp);
+
+/* Fields of the common configuration (4.1.4.3) and of the block device's */
+unsigned bench_pci_num_queues(BenchPci *pci);
+unsigned bench_pci_queue_size(BenchPci *pci, unsigned queue);
+uint64_t bench_pci_config64(BenchPci *pci, unsigned offset);
+
+/**
+ * bench_pci_enable_msix: let each of @n vectors write to @addr
+ */
+void bench_pci_enable_msix(BenchPci *pci, unsigned n, uint64_t addr);
+
+/**
+ * bench_pci_enable_queue: hand a queue over
+ * @queue: its index, and its MSI-X vector
+ */
+void bench_pci_enable_queue(BenchPci *pci, unsigned queue,
+                            const BenchQueue *ring);
+
+/**
+ * bench_pci_driver_ok: the device may begin
+ */
+void bench_pci_driver_ok(BenchPci *pci);
+
+/**
+ * bench_pci_notify: an available buffer notification
+ */
+void bench_pci_notify(BenchPci *pci, unsigned queue);
+
+#endif /* TESTS_BENCH_BENCH_PCI_H */

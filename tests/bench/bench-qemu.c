@@ -1,0 +1,306 @@
+/*
+ * A virtio-blk-pci device in a QEMU of our own
+ *
+ * Knows how to bring the device up and which of QEMU's eventfds are its
+ * notifiers.  Which those are QEMU does not tell, so they are found by trying
+ * out:
+ *
+ * - A queue's available buffer notification is sent over the qtest socket
+ *   while the IOThreads stand still.  The eventfd whose count rises is it.
+ * - One request is made while the main loop stands still.  The eventfd whose
+ *   count rises is the one for used buffer notifications.
+ *
+ * While a measurement runs the main loop stands still, too: it would read the
+ * latter eventfds, which KVM's irqfd does on a real host without it.
+ *
+ * Copyright (c) 2026 the virtio-blk data plane authors
+ *
+ * SPDX-License-Identifier: GPL-2.0-or-later
+ */
+
+#include "bench-pci.h"
+#include "bench-process.h"
+
+#include <unistd.h>
+
+/* In struct virtio_blk_config (5.2.4) */
+#define CONFIG_CAPACITY     0
+
+/* How often the probing looks, a millisecond apart, and begins anew */
+#define PROBE_LOOKS         100
+#define PROBE_TRIES         20
+
+typedef struct BenchQemu {
+    BenchDevice parent;
+    BenchQtest *qt;
+    BenchPci pci;
+    bool quiet;
+} BenchQemu;
+
+/* Holding threads */
+
+static bool freeze_iothreads(BenchDevice *dev, GError **errp)
+{
+    for (unsigned i = 0; i < dev->threads->len; i++) {
+        if (!bench_thread_freeze(g_array_index(dev->threads, BenchThread,
+                                               i).tid, errp)) {
+            return false;
+        }
+    }
+    return true;
+}
+
+static bool thaw_iothreads(BenchDevice *dev, GError **errp)
+{
+    for (unsigned i = 0; i < dev->threads->len; i++) {
+        if (!bench_thread_thaw(g_array_index(dev->threads, BenchThread,
+                                             i).tid, errp)) {
+            return false;
+        }
+    }
+    return true;
+}
+
+static bool qemu_quiet(BenchDevice *dev, GError **errp)
+{
+    BenchQemu *q = (BenchQemu *)dev;
+
+    q->quiet = bench_thread_freeze(dev->pid, errp);
+    return q->quiet;
+}
+
+static bool qemu_resume(BenchDevice *dev, GError **errp)
+{
+    BenchQemu *q = (BenchQemu *)dev;
+
+    if (!q->quiet) {
+        return true;
+    }
+    q->quiet = false;
+    return bench_thread_thaw(dev->pid, errp);
+}
+
+static bool qemu_alive(BenchDevice *dev, GError **errp)
+{
+    return bench_qtest_alive(((BenchQemu *)dev)->qt, errp);
+}
+
+static void qemu_free(BenchDevice *dev)
+{
+    BenchQemu *q = (BenchQemu *)dev;
+
+    qemu_resume(dev, NULL);
+    bench_qtest_end(q->qt);
+    bench_device_cleanup(dev);
+    g_free(q);
+}
+
+/* Probing */
+
+/*
+ * The eventfd whose count rises beyond what is in @before.  Returns its number
+ * in QEMU, -1 if there is not exactly one.
+ */
+static int find_risen(pid_t pid, const GArray *before)
+{
+    int found = -1;
+
+    for (unsigned i = 0; i < before->len; i++) {
+        const BenchEventfd *ev = &g_array_index(before, BenchEventfd, i);
+
+        if (bench_eventfd_count(pid, ev->fd) > ev->count) {
+            if (found >= 0) {
+                return -1;
+            }
+            found = ev->fd;
+        }
+    }
+    return found;
+}
+
+/*
+ * Waits until just one eventfd has risen: what the running threads notify each
+ * other of is gone again at the next look.
+ */
+static int wait_risen(pid_t pid, const GArray *before)
+{
+    for (unsigned i = 0; i < PROBE_LOOKS; i++) {
+        int found = find_risen(pid, before);
+
+        if (found >= 0) {
+            return found;
+        }
+        g_usleep(1000);
+    }
+    return -1;
+}
+
+/* Returns the eventfd's number in QEMU; -1, without @errp, if none is found */
+static int try_kick(BenchQemu *q, unsigned queue, GError **errp)
+{
+    BenchDevice *dev = &q->parent;
+    g_autoptr(GArray) before = NULL;
+    int fd = -1;
+
+    if (!freeze_iothreads(dev, errp)) {
+        return -1;
+    }
+    before = bench_eventfds(dev->pid, errp);
+    if (before) {
+        bench_pci_notify(&q->pci, queue);
+        fd = wait_risen(dev->pid, before);
+    }
+    return thaw_iothreads(dev, before ? errp : NULL) ? fd : -1;
+}
+
+static int try_call(BenchQemu *q, unsigned queue, GError **errp)
+{
+    BenchDevice *dev = &q->parent;
+    g_autoptr(GArray) before = NULL;
+    bool done = false;
+    int fd = -1;
+
+    if (!qemu_quiet(dev, errp)) {
+        return -1;
+    }
+    before = bench_eventfds(dev->pid, errp);
+    if (before && dev->probe(dev->probe_opaque, queue, errp)) {
+        done = true;
+        fd = wait_risen(dev->pid, before);
+    }
+    return qemu_resume(dev, done ? errp : NULL) ? fd : -1;
+}
+
+/* Returns our duplicate of the eventfd */
+static int probe(BenchQemu *q, unsigned queue, const char *what,
+                 int (*try)(BenchQemu *, unsigned, GError **), GError **errp)
+{
+    g_autoptr(GError) error = NULL;
+    int fd = -1;
+
+    for (unsigned i = 0; fd < 0 && !error && i < PROBE_TRIES; i++) {
+        fd = try(q, queue, &error);
+    }
+    if (error) {
+        g_propagate_error(errp, g_steal_pointer(&error));
+        return -1;
+    }
+    if (fd < 0) {
+        g_set_error(errp, BENCH_ERROR, 0, "cannot find the eventfd for %s of "
+                    "queue %u: is ioeventfd=on, and does an IOThread serve the "
+                    "disk?", what, queue);
+        return -1;
+    }
+    return bench_dup_fd(q->parent.pid, fd, errp);
+}
+
+static bool probe_queue(BenchQemu *q, unsigned i, GError **errp)
+{
+    BenchQueue *queue = &q->parent.queues[i];
+
+    queue->kick_fd = probe(q, i, "available buffer notifications", try_kick,
+                           errp);
+    if (queue->kick_fd < 0 || bench_qtest_failed(q->qt, errp)) {
+        return false;
+    }
+    queue->call_fd = probe(q, i, "used buffer notifications", try_call, errp);
+    return queue->call_fd >= 0;
+}
+
+static bool qemu_start(BenchDevice *dev, GError **errp)
+{
+    BenchQemu *q = (BenchQemu *)dev;
+
+    bench_pci_enable_msix(&q->pci, dev->num_queues,
+                          bench_memory_alloc(dev->mem, 64, 64));
+    for (unsigned i = 0; i < dev->num_queues; i++) {
+        bench_pci_enable_queue(&q->pci, i, &dev->queues[i]);
+    }
+    bench_pci_driver_ok(&q->pci);
+    if (bench_qtest_failed(q->qt, errp)) {
+        return false;
+    }
+    for (unsigned i = 0; i < dev->num_queues; i++) {
+        if (!probe_queue(q, i, errp)) {
+            return false;
+        }
+    }
+    return true;
+}
+
+/* Starting QEMU */
+
+static bool find_iothreads(BenchQemu *q, GError **errp)
+{
+    g_autoptr(JsonNode) ret =
+        bench_qmp(q->qt, "{ 'execute': 'query-iothreads' }", errp);
+    JsonArray *list;
+
+    if (!ret) {
+        return false;
+    }
+    list = json_node_get_array(ret);
+    for (unsigned i = 0; i < json_array_get_length(list); i++) {
+        JsonObject *info = json_array_get_object_element(list, i);
+
+        bench_device_add_thread(&q->parent,
+                                json_object_get_string_member(info, "id"),
+                                json_object_get_int_member(info, "thread-id"));
+    }
+    if (!q->parent.threads->len) {
+        g_set_error(errp, BENCH_ERROR, 0, "QEMU has no IOThread: give it one "
+                    "with -object iothread and name it in -device");
+        return false;
+    }
+    return true;
+}
+
+static bool set_up_device(BenchQemu *q, const BenchWish *wish, GError **errp)
+{
+    BenchDevice *dev = &q->parent;
+    uint64_t offered;
+    unsigned size;
+
+    if (!bench_pci_init(&q->pci, q->qt, errp)) {
+        return false;
+    }
+    offered = bench_pci_reset(&q->pci);
+    if (bench_qtest_failed(q->qt, errp) ||
+        !bench_device_negotiate(dev, offered, wish, errp) ||
+        !bench_pci_set_features(&q->pci, dev->features, errp)) {
+        return false;
+    }
+    dev->capacity = bench_pci_config64(&q->pci, CONFIG_CAPACITY);
+    size = bench_pci_queue_size(&q->pci, 0);
+    if (!bench_device_set_queues(dev, wish, bench_pci_num_queues(&q->pci),
+                                 size, errp)) {
+        return false;
+    }
+    return !bench_qtest_failed(q->qt, errp);
+}
+
+BenchDevice *bench_qemu_new(char **argv, const BenchWish *wish,
+                            BenchMemory *mem, GError **errp)
+{
+    static const BenchDeviceOps ops = {
+        .start = qemu_start,
+        .quiet = qemu_quiet,
+        .resume = qemu_resume,
+        .alive = qemu_alive,
+        .free = qemu_free,
+    };
+    BenchQemu *q = g_new0(BenchQemu, 1);
+
+    bench_device_init(&q->parent, &ops, mem);
+    q->qt = bench_qtest_start(argv, mem, errp);
+    if (!q->qt) {
+        qemu_free(&q->parent);
+        return NULL;
+    }
+    q->parent.pid = q->qt->pid;
+    if (!find_iothreads(q, errp) || !set_up_device(q, wish, errp)) {
+        qemu_free(&q->parent);
+        return NULL;
+    }
+    return &q->parent;
+}

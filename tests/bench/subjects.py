@@ -1,0 +1,320 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+# Copyright (c) 2026 the virtio-blk data plane authors
+"""
+Who is measured on what: the subjects, the backends, and the command line that
+each pair of them needs.
+
+Knows QEMU's options and the driver's; starts nothing but QEMU's own help.
+"""
+
+import json
+import os
+import stat
+import subprocess
+from dataclasses import dataclass
+from typing import List, Optional, Tuple
+
+import fio
+import host
+from images import MIB, Image
+from options import Options
+from plan import Workload
+
+BUILD = os.path.join(host.ROOT, 'build')
+DRIVER = os.path.join(BUILD, 'bench', 'virtio-blk-driver')
+QEMU = os.path.join(BUILD, 'qemu', 'qemu-system-x86_64')
+QEMU_IMG = os.path.join(BUILD, 'qemu', 'qemu-img')
+DEBIAN_QEMU = '/usr/bin/qemu-system-x86_64'
+
+#: how far a slice of a disk is aligned
+SLICE_ALIGN = MIB
+
+
+class SubjectError(Exception):
+    """A subject that cannot be measured, in words for the user."""
+
+
+@dataclass
+class Subject:
+    """One who is measured."""
+    name: str
+    #: qemu, vhost-user or fio
+    kind: str
+    path: str
+    version: str = ''
+    #: further properties of the device
+    properties: Tuple[str, ...] = ()
+    #: whether the data plane must serve; None for a QEMU without one
+    serving: Optional[bool] = None
+    #: whether several IOThreads can serve one disk
+    mapping: bool = True
+
+    def to_json(self) -> dict:
+        """For the file of results."""
+        return {'name': self.name, 'kind': self.kind, 'path': self.path,
+                'version': self.version,
+                'properties': list(self.properties)}
+
+
+@dataclass
+class Backend:
+    """What is behind the disk."""
+    name: str
+    #: None for null-co
+    image: Optional[Image] = None
+    aio: str = 'io_uring'
+    direct: bool = False
+    is_qcow2: bool = False
+    #: requests per second that the throttle filter lets pass; None: no filter
+    limit: Optional[int] = None
+
+    def fits_fio(self) -> bool:
+        """Whether fio can use the same data in a way that compares."""
+        return (self.image is not None and not self.is_qcow2
+                and self.limit is None)
+
+
+# ---- subjects
+
+def qemu_version(path: str) -> str:
+    """The first line of what it says about itself."""
+    result = subprocess.run([path, '--version'], capture_output=True,
+                            text=True, check=False)
+    lines = result.stdout.splitlines()
+    if result.returncode != 0 or not lines:
+        raise SubjectError(f'{path} does not run as a QEMU: '
+                           + (result.stderr.strip() or 'it says nothing'))
+    return lines[0]
+
+
+def device_properties(path: str) -> str:
+    """What QEMU's help says of the disk."""
+    result = subprocess.run([path, '-device', 'virtio-blk-pci,help'],
+                            capture_output=True, text=True, check=False)
+    if result.returncode != 0 or 'num-queues=' not in result.stdout:
+        raise SubjectError(f'{path} is no QEMU with virtio-blk-pci: '
+                           + (result.stderr.strip() or 'it has no help on it'))
+    return result.stdout
+
+
+def qemu_subject(name: str, path: str, stock: bool = False) -> Subject:
+    """
+    :raise SubjectError: when it cannot be measured.
+    """
+    path = os.path.abspath(path)
+    if not os.access(path, os.X_OK) or os.path.isdir(path):
+        raise SubjectError(f'{name}: {path} is no program')
+    known = device_properties(path)
+    has_plane = 'x-data-plane=' in known
+    if stock and not has_plane:
+        raise SubjectError(f'{name}: {path} has no x-data-plane to switch off')
+    return Subject(name, 'qemu', path, qemu_version(path),
+                   properties=('x-data-plane=off',) if stock else (),
+                   serving=not stock if has_plane else None,
+                   mapping='iothread-vq-mapping=' in known)
+
+
+def built_in(name: str) -> Optional[Subject]:
+    """One of options.SUBJECTS; None if it is not installed."""
+    if name == 'fio':
+        version = fio.version()
+        return Subject(name, 'fio', fio.FIO, version) if version else None
+    if name == 'debian':
+        if not os.path.exists(DEBIAN_QEMU):
+            return None
+        return qemu_subject(name, DEBIAN_QEMU)
+    subject = qemu_subject(name, QEMU, stock=name == 'stock')
+    if name == 'ours' and not subject.serving:
+        raise SubjectError(f'{QEMU} has no data plane: run scripts/build')
+    return subject
+
+
+def find(options: Options) -> Tuple[List[Subject], List[str]]:
+    """
+    :return: the subjects, and notes on those that there are not.
+    :raise SubjectError: when one that the user named cannot be measured.
+    """
+    subjects, notes = [], []
+    packages = {'debian': 'qemu-system-x86', 'fio': 'fio'}
+    for name in options.subjects:
+        subject = built_in(name)
+        if subject:
+            subjects.append(subject)
+        else:
+            notes.append(f'{name} is left out: the package {packages[name]} '
+                         'is not installed')
+    for name, path in options.qemu:
+        subjects.append(qemu_subject(name, path))
+    for name, path in options.vhost_user:
+        if not os.path.exists(path) \
+                or not stat.S_ISSOCK(os.stat(path).st_mode):
+            raise SubjectError(f'{name}: {path} is no socket; start the '
+                               'back-end first')
+        subjects.append(Subject(name, 'vhost-user', os.path.abspath(path)))
+        notes.append(f'{name} has a disk of its own, the same for every '
+                     'backend, and is not pinned; if it polls, it takes '
+                     "a CPU also while others are measured")
+    return subjects, notes
+
+
+def left_out(subject: Subject, backend: Backend, options: Options
+             ) -> Optional[str]:
+    """Why a subject is not measured on a backend; None if it is."""
+    if subject.kind == 'fio' and not backend.fits_fio():
+        return 'there is no plain file for fio'
+    if subject.kind == 'qemu' and options.iothreads > 1 \
+            and not subject.mapping:
+        return 'it has no iothread-vq-mapping for several IOThreads'
+    return None
+
+
+# ---- backends
+
+def to_json(value) -> str:
+    """One of QEMU's options."""
+    return json.dumps(value)
+
+
+def make_backend(name: str, image: Optional[Image], options: Options
+                 ) -> Backend:
+    """One of options.BACKENDS on this image."""
+    if name == 'null-co':
+        return Backend(name)
+    if name == 'qcow2':
+        return Backend(name, image, is_qcow2=True)
+    if name == 'throttled':
+        return Backend(name, image, limit=options.throttle_iops)
+    kind, aio = name.split('-')
+    return Backend(name, image, aio=aio, direct=kind == 'direct')
+
+
+def slice_of(size: int, number: int, count: int) -> Tuple[int, int]:
+    """
+    Offset and size of one part of count: who verifies must be alone with what
+    is written.
+    """
+    part = size // count // SLICE_ALIGN * SLICE_ALIGN
+    return number * part, part
+
+
+def file_node(backend: Backend) -> dict:
+    """The protocol node."""
+    image = backend.image
+    node = {'driver': 'host_device' if image.is_device else 'file',
+            'node-name': 'disk0-file', 'filename': image.path,
+            'aio': backend.aio, 'cache': {'direct': backend.direct},
+            'read-only': image.read_only}
+    if backend.is_qcow2:
+        # All subjects have the same image open, which qcow2 does not expect.
+        # What they write overwrites data in place: nothing changes that
+        # another one keeps in memory.
+        node['locking'] = 'off'
+    return node
+
+
+def nodes(backend: Backend, options: Options,
+          part: Optional[Tuple[int, int]]) -> List[dict]:
+    """The graph, the node of the disk last, under the name disk0-node."""
+    image = backend.image
+    if image is None:
+        return [{'driver': 'null-co', 'node-name': 'disk0-node',
+                 'size': options.size_mib * MIB}]
+    chain = [file_node(backend)]
+    common = {'cache': {'direct': backend.direct},
+              'read-only': image.read_only}
+    if backend.is_qcow2:
+        chain.append({'driver': 'qcow2', **common})
+    if part is not None:
+        chain.append({'driver': 'raw', 'offset': part[0], 'size': part[1],
+                      **common})
+    elif not backend.is_qcow2:
+        chain.append({'driver': 'raw', **common})
+    if backend.limit is not None:
+        chain.append({'driver': 'throttle', 'throttle-group': 'tg0',
+                      **common})
+    for number, node in enumerate(chain[1:], 1):
+        node['file'] = chain[number - 1]['node-name']
+        node['node-name'] = f'disk0-{number}'
+    chain[-1]['node-name'] = 'disk0-node'
+    return chain
+
+
+def device(subject: Subject, options: Options, node: str = 'disk0-node'
+           ) -> str:
+    """The -device option."""
+    words = {'driver': 'virtio-blk-pci', 'id': 'disk0', 'drive': node,
+             'num-queues': options.queues, 'queue-size': options.queue_size,
+             # With the other subjects, all of which have the same file open.
+             'share-rw': True}
+    words.update(entry.split('=', 1) for entry in subject.properties)
+    if options.iothreads == 1:
+        words['iothread'] = 'io0'
+        driver = words.pop('driver')
+        words['share-rw'] = 'on'
+        return ','.join([driver] + [f'{name}={value}'
+                                    for name, value in words.items()])
+    words['iothread-vq-mapping'] = [{'iothread': name}
+                                    for name in iothread_ids(options)]
+    return to_json(words)
+
+
+def iothread_ids(options: Options) -> List[str]:
+    """The IOThreads' names."""
+    return [f'io{number}' for number in range(options.iothreads)]
+
+
+def qemu_command(subject: Subject, backend: Backend, options: Options,
+                 qmp_path: str, part: Optional[Tuple[int, int]] = None
+                 ) -> List[str]:
+    """QEMU, without what the driver adds."""
+    command = [subject.path]
+    for name in iothread_ids(options):
+        command += ['-object', f'iothread,id={name},poll-max-ns='
+                    f'{options.poll_max_ns}']
+    if backend.limit is not None:
+        command += ['-object', to_json(
+            {'qom-type': 'throttle-group', 'id': 'tg0',
+             'limits': {'iops-total': backend.limit}})]
+    for node in nodes(backend, options, part):
+        command += ['-blockdev', to_json(node)]
+    command += ['-device', device(subject, options)]
+    return command + ['-qmp', f'unix:{qmp_path},server=on,wait=off']
+
+
+# ---- the driver
+
+def driver_command(subject: Subject, options: Options, pin: List[int],
+                   qemu: List[str]) -> List[str]:
+    """The driver with its session's options, for one subject."""
+    command = [DRIVER, '--queues', str(options.queues),
+               '--queue-size', str(options.queue_size),
+               '--memory', str(options.memory_mib())]
+    if not options.indirect:
+        command.append('--no-indirect')
+    if not options.event_idx:
+        command.append('--no-event-idx')
+    if pin:
+        command += ['--cpu', str(pin[0])]
+    if subject.kind == 'vhost-user':
+        # Its threads are not ours to pin.
+        return command + ['--vhost-user', subject.path]
+    if pin:
+        command += ['--iothread-cpu', ','.join(map(str, pin[1:]))]
+    return command + ['--iothreads', ','.join(iothread_ids(options)),
+                      '--', *qemu]
+
+
+def run_words(load: Workload, options: Options, seed: int,
+              region_mib: Optional[int] = None) -> List[str]:
+    """A line for the driver."""
+    words = ['--rw', load.rw, '--pattern', load.pattern, '--bs', str(load.bs),
+             '--depth', str(load.depth), '--wait', load.wait,
+             '--warmup-ms', str(options.warmup_ms),
+             '--time-ms', str(options.time_ms), '--seed', str(seed)]
+    if load.rw == 'mixed':
+        words += ['--write-percent', str(load.write_percent)]
+    if options.verify:
+        words.append('--verify')
+    if region_mib is not None:
+        words += ['--region-mib', str(region_mib)]
+    return words
