@@ -20,8 +20,7 @@ typedef struct DataPlaneQueue DataPlaneQueue;
 
 /*
  * After so many completions the driver gets to see them although the batch
- * goes on: it can work on them meanwhile.  Publishing and asking whether to
- * notify take two fences, which this makes cheap.
+ * goes on: if it is awake it can work on them meanwhile.
  */
 #define DATA_PLANE_PUBLISH 8
 
@@ -94,7 +93,9 @@ struct DataPlaneQueue {
     Vring vring;
     bool polling;               /* between poll_begin and poll_end */
     bool notify_pending;        /* notify_guest() is going to be called */
+    bool notify_in_bh;          /* ... by notify_bh */
     bool completing;            /* asking for that call, see notify_later() */
+    unsigned unnotified;        /* published since the driver was notified */
 
     /* Completed requests that are yet to be accounted for, with one lock */
     BlockAcctCookie acct[DATA_PLANE_PUBLISH];
