@@ -172,7 +172,7 @@ static void account(DataPlaneQueue *q)
     }
 }
 
-/* Whoever sees that a request is done shall find it in the statistics. */
+/* Whoever sees that a request succeeded shall find it in the statistics. */
 static void publish(DataPlaneQueue *q)
 {
     account(q);
@@ -353,6 +353,8 @@ static unsigned pop_requests(DataPlaneQueue *q, VirtIOBlockReq **reqs,
         prefetch_request(&slot->req.elem);
         virtio_blk_init_request(q->s, q->vq, &slot->req);
         slot->req.release = release_request;
+        slot->req.spare_iov = vring_buffer_spare(&slot->buf, &slot->req.elem,
+                                                 &slot->req.spare_niov);
         slot->epoch = q->epoch;
         reqs[n] = &slot->req;
     }

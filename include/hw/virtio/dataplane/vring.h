@@ -207,6 +207,23 @@ void vring_buffer_init(VringBuffer *buf);
 void vring_buffer_release(VringBuffer *buf);
 
 /**
+ * vring_buffer_spare: vectors of a popped element's buffer that it does not use
+ * @elem: popped with @buf
+ * @num: set to their number
+ *
+ * Returns: the first of them; the caller's until vring_buffer_release()
+ */
+static inline struct iovec *vring_buffer_spare(const VringBuffer *buf,
+                                               const VirtQueueElement *elem,
+                                               unsigned *num)
+{
+    unsigned used = elem->out_num + elem->in_num;
+
+    *num = buf->capacity - used;
+    return buf->iov + used;
+}
+
+/**
  * vring_pop: take the next available buffer
  * @vring: set up
  * @elem: filled in; its vectors lie in @buf
