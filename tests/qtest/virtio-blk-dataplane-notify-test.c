@@ -191,6 +191,118 @@ static void test_batch_event(const void *opaque)
     dp_vm_quit(vm);
 }
 
+/* Take what is used, and leave used_event alone */
+static void reap_silently(DpDisk *disk)
+{
+    gint64 deadline = dp_deadline();
+    bool event = disk->vq->event;
+
+    disk->vq->event = false;
+    while (disk->pending) {
+        dp_reap(disk);
+        dp_check_deadline(deadline, "the rest of a batch");
+    }
+    disk->vq->event = event;
+}
+
+/*
+ * Completions that come together are shown to the driver in pieces of this
+ * many, and what is left at the end
+ */
+#define PIECE 8
+
+/* @n held requests are in flight; let them go and see what comes of it */
+static void release_pieces(DpDisk *disk, unsigned n, bool irq, unsigned place)
+{
+    uint16_t first = disk->used_idx;
+    gint64 deadline = dp_deadline();
+
+    dp_release(disk);
+    while (irq && !dp_irq(disk)) {
+        dp_check_deadline(deadline, "the interrupt of a batch");
+    }
+    if (irq && disk->vq->event) {
+        /* It comes for the entry asked for, and not before (SPLIT-39) */
+        g_assert_cmpuint((uint16_t)(qtest_readw(disk->vm->qts,
+                                                disk->vq->used + 2) - first),
+                         >, place);
+    }
+    reap_silently(disk);
+    g_assert_cmpuint((uint16_t)(disk->used_idx - first), ==, n);
+}
+
+/* Returns the number of notifications; @irq: whether there should be any */
+static int64_t run_pieces(DpDisk *disk, unsigned n, bool irq, unsigned place)
+{
+    DpInfo before, after;
+    int64_t decided;
+    DpReq *req[64];
+
+    g_assert_cmpuint(n, <=, ARRAY_SIZE(req));
+    set_used_event(disk, disk->used_idx);
+    dp_hold(disk);
+    irq_after_all(disk);
+    for (unsigned i = 0; i < n; i++) {
+        /* No neighbours */
+        req[i] = dp_req(disk, VIRTIO_BLK_T_IN, 100 * i, 512);
+        dp_submit(disk, req[i]);
+    }
+    dp_kick(disk);
+    dp_wait_in_flight(disk->vm, "d0", n);
+    set_used_event(disk, disk->used_idx + place);
+    dp_info(disk->vm, "d0", &before);
+    release_pieces(disk, n, irq, place);
+    irq_after_all(disk);
+    dp_info(disk->vm, "d0", &after);
+    for (unsigned i = 0; i < n; i++) {
+        g_assert_cmpint(req[i]->status, ==, OK);
+        dp_req_free(disk, req[i]);
+    }
+
+    decided = after.sent + after.suppressed - before.sent - before.suppressed;
+    g_assert_cmpint(decided, >=, n / PIECE);
+    g_assert_cmpint(decided, <=, DIV_ROUND_UP(n, PIECE) + 1);
+    return after.sent - before.sent;
+}
+
+/* covers: SPLIT-35, SPLIT-39: one interrupt, wherever used_event lies */
+static void test_pieces_event(const void *opaque)
+{
+    static const unsigned sizes[] = { 1, 7, 8, 9, 16, 31, 33, 64 };
+    DpVm *vm = dp_vm_null(opaque, "", "");
+    DpDisk *disk = dp_disk_new(vm, DP_F_EVENT);
+
+    for (unsigned i = 0; i <= 32; i++) {
+        g_assert_cmpint(run_pieces(disk, 32, i < 32, i), ==, i < 32);
+    }
+    for (unsigned i = 0; i < ARRAY_SIZE(sizes); i++) {
+        unsigned n = sizes[i];
+
+        g_assert_cmpint(run_pieces(disk, n, true, 0), ==, 1);
+        g_assert_cmpint(run_pieces(disk, n, true, n / 2), ==, 1);
+        g_assert_cmpint(run_pieces(disk, n, true, n - 1), ==, 1);
+        g_assert_cmpint(run_pieces(disk, n, false, n), ==, 0);
+    }
+    dp_disk_free(disk);
+    dp_vm_quit(vm);
+}
+
+/* covers: SPLIT-31, SPLIT-32: not one interrupt for each request */
+static void test_pieces_flags(const void *opaque)
+{
+    static const unsigned sizes[] = { 1, 7, 8, 9, 32, 33, 64 };
+    DpVm *vm = dp_vm_null(opaque, "", "");
+    DpDisk *disk = dp_disk_new(vm, DP_F_PLAIN);
+
+    for (unsigned i = 0; i < ARRAY_SIZE(sizes); i++) {
+        unsigned n = sizes[i];
+
+        g_assert_cmpint(run_pieces(disk, n, true, 0), >=, 1);
+    }
+    dp_disk_free(disk);
+    dp_vm_quit(vm);
+}
+
 /* covers: SPLIT-40, SPLIT-42, SPLIT-46: what the device writes for kicks */
 static void test_device_flags(const void *opaque)
 {
@@ -276,6 +388,221 @@ static void test_obeying_plain(const void *opaque)
     run_obeying(opaque, DP_F_PLAIN);
 }
 
+/* --- an event loop that polls ---------------------------------------- */
+
+/* So long that the event loop of io0 polls until it is told to stop */
+#define POLL_NS 10000000000ll
+
+static void set_polling(DpVm *vm, DpLoad *load, int64_t max_ns)
+{
+    dp_qmp_ok(vm, load, "{'execute': 'qom-set', 'arguments': {"
+              " 'path': '/objects/io0', 'property': 'poll-grow',"
+              " 'value': 1000000 }}");
+    dp_qmp_ok(vm, load, "{'execute': 'qom-set', 'arguments': {"
+              " 'path': '/objects/io0', 'property': 'poll-max-ns',"
+              " 'value': %" PRId64 " }}", max_ns);
+}
+
+/* Does the device ask to be notified of the next buffer? */
+static bool asks_for_kick(DpDisk *disk)
+{
+    QTestState *qts = disk->vm->qts;
+    uint64_t used = disk->vq->used;
+
+    if (disk->vq->event) {
+        return qtest_readw(qts, used + 4 + 8 * disk->num) == disk->avail_idx;
+    }
+    return !(qtest_readw(qts, used) & VRING_USED_F_NO_NOTIFY);
+}
+
+/* Was a request served that nobody told the device of?  If not, tell it. */
+static bool run_unkicked(DpDisk *disk)
+{
+    gint64 patience = g_get_monotonic_time() + G_TIME_SPAN_SECOND / 10;
+    DpReq *req = dp_req(disk, VIRTIO_BLK_T_FLUSH, 0, 0);
+    bool served;
+
+    dp_submit(disk, req);
+    dp_expose(disk);
+    disk->exposed_idx = disk->avail_idx;
+    while (!req->done && g_get_monotonic_time() < patience) {
+        dp_reap(disk);
+    }
+    served = req->done;
+    if (!served) {
+        dp_kick_always(disk);
+        dp_poll(disk, req);
+    }
+    dp_req_free(disk, req);
+    return served;
+}
+
+/* The event loop polls for longer with each event that it polls for. */
+static void wait_polling(DpDisk *disk)
+{
+    gint64 deadline = dp_deadline();
+    unsigned served = 0;
+
+    while (served < 4) {
+        served = run_unkicked(disk) ? served + 1 : 0;
+        dp_check_deadline(deadline, "the event loop to poll");
+    }
+    while (asks_for_kick(disk)) {
+        dp_check_deadline(deadline, "the device not to ask for kicks");
+    }
+}
+
+static void wait_not_polling(DpDisk *disk)
+{
+    gint64 deadline = dp_deadline();
+
+    while (!asks_for_kick(disk)) {
+        dp_check_deadline(deadline, "the device to ask for kicks");
+    }
+}
+
+static DpLoad *polling_load(DpDisk *disk, unsigned depth)
+{
+    DpLoad *load = dp_load_new(disk, depth, 64);
+
+    if (!disk->vq->indirect) {
+        dp_load_forget_tables(load);
+    }
+    return load;
+}
+
+/*
+ * covers: SPLIT-40, SPLIT-43: nobody needs to notify a device that polls, and
+ * it says so; all that it takes was found by polling
+ */
+static void check_polling(DpDisk *disk, DpLoad *load)
+{
+    uint64_t kicks;
+    DpInfo before, after;
+
+    set_polling(disk->vm, NULL, POLL_NS);
+    wait_polling(disk);
+    kicks = disk->kicks;
+    dp_info(disk->vm, "d0", &before);
+    dp_load_run(load, 300);
+    dp_wait_all(disk);
+    g_assert_false(asks_for_kick(disk));
+    dp_info(disk->vm, "d0", &after);
+    g_assert_cmpuint(disk->kicks, ==, kicks);
+    g_assert_cmpint(after.kicks, ==, before.kicks);
+    g_assert_cmpint(after.completed, >=, before.completed + 300);
+    g_assert_cmpint(after.polled - before.polled, >=,
+                    after.batches - before.batches);
+}
+
+/* covers: SPLIT-41, SPLIT-43, SPLIT-44, D4: polling has ended */
+static void check_not_polling(DpDisk *disk, DpLoad *load)
+{
+    uint64_t kicks = disk->kicks;
+    DpInfo before, after;
+
+    set_polling(disk->vm, NULL, 0);
+    wait_not_polling(disk);
+    dp_info(disk->vm, "d0", &before);
+    dp_load_run(load, 300);
+    dp_wait_all(disk);
+    wait_not_polling(disk);
+    dp_info(disk->vm, "d0", &after);
+    g_assert_cmpuint(disk->kicks, >, kicks);
+    g_assert_cmpint(after.kicks, >, before.kicks);
+    g_assert_cmpint(after.polled, ==, before.polled);
+}
+
+static void run_polling(const DpMode *mode, uint64_t features)
+{
+    DpVm *vm = dp_vm_file(mode, 8 * 1024 * 1024, "");
+    DpDisk *disk = dp_disk_new(vm, features);
+
+    for (unsigned depth = 1; depth <= 16; depth *= 4) {
+        DpLoad *load = polling_load(disk, depth);
+
+        check_polling(disk, load);
+        check_not_polling(disk, load);
+        dp_load_finish(load);
+    }
+    dp_assert_mode(vm, mode);
+    dp_disk_free(disk);
+    dp_vm_quit(vm);
+}
+
+static void test_polling_event_idx(const void *opaque)
+{
+    run_polling(opaque, DP_F_ALL);
+}
+
+static void test_polling_plain(const void *opaque)
+{
+    run_polling(opaque, DP_F_PLAIN);
+}
+
+/*
+ * covers: D3, D4, D11: polling begins and ends, and queues are detached and
+ * attached, while it goes on and requests are in flight; an obeying driver
+ * loses nothing
+ */
+static void run_polling_and_drains(const DpMode *mode, uint64_t features)
+{
+    static const int64_t polling[] = { 20000000, 0, 50000, 100000000 };
+    DpVm *vm = dp_vm_file(mode, 8 * 1024 * 1024, "");
+    DpDisk *disk = dp_disk_new(vm, features);
+    DpLoad *load = polling_load(disk, 8);
+
+    for (unsigned i = 0; i < 24; i++) {
+        set_polling(vm, load, polling[i % ARRAY_SIZE(polling)]);
+        dp_load_send(load);
+        dp_qmp_ok(vm, NULL, "{'execute': 'stop'}");
+        if (i / 4 % 2) {
+            set_polling(vm, NULL, polling[(i + 1) % ARRAY_SIZE(polling)]);
+        }
+        dp_qmp_ok(vm, NULL, "{'execute': 'cont'}");
+        dp_load_run(load, 16);
+        /* A drained section */
+        dp_qmp_ok(vm, load, "{'execute': 'block_resize', 'arguments': {"
+                  " 'node-name': 'n0', 'size': %d}}", 8 * 1024 * 1024);
+    }
+    /* Nothing may be left over of it */
+    check_polling(disk, load);
+    check_not_polling(disk, load);
+    dp_load_finish(load);
+    dp_assert_mode(vm, mode);
+    dp_disk_free(disk);
+    dp_vm_quit(vm);
+}
+
+static void test_polling_drains_event_idx(const void *opaque)
+{
+    run_polling_and_drains(opaque, DP_F_ALL);
+}
+
+static void test_polling_drains_plain(const void *opaque)
+{
+    run_polling_and_drains(opaque, DP_F_PLAIN);
+}
+
+/* A private IOThread cannot be told how to poll. */
+static void add_polling_tests(void)
+{
+    static const DpTest tests[] = {
+        { "event-idx", test_polling_event_idx },
+        { "plain", test_polling_plain },
+        { "drains-event-idx", test_polling_drains_event_idx },
+        { "drains-plain", test_polling_drains_plain },
+    };
+
+    for (unsigned i = 0; i < ARRAY_SIZE(tests); i++) {
+        g_autofree char *path =
+            g_strdup_printf("/virtio-blk-dataplane/notify/polling/%s/%s",
+                            tests[i].name, dp_mode_iothread.name);
+
+        qtest_add_data_func(path, &dp_mode_iothread, tests[i].fn);
+    }
+}
+
 /* covers: U1: each kick and each request is counted, once */
 static void test_counters(const void *opaque)
 {
@@ -308,6 +635,8 @@ int main(int argc, char **argv)
         { "flags", test_flags },
         { "used-event", test_used_event },
         { "batch-event", test_batch_event },
+        { "pieces-event", test_pieces_event },
+        { "pieces-flags", test_pieces_flags },
         { "device-flags", test_device_flags },
         { "empty-kicks", test_empty_kicks },
         { "obeying-event-idx", test_obeying_event_idx },
@@ -317,5 +646,6 @@ int main(int argc, char **argv)
 
     g_test_init(&argc, &argv, NULL);
     dp_add_table("notify", tests, ARRAY_SIZE(tests), true);
+    add_polling_tests();
     return g_test_run();
 }

@@ -384,6 +384,26 @@ static void test_long_chain(void)
     test_queue_cleanup(&q);
 }
 
+/* covers: ROBS-8: the buffer has grown once or more before the fault */
+static void test_fault_behind_long_chain(void)
+{
+    for (unsigned n = VRING_INLINE_VECTORS; n < 1024; n *= 2) {
+        VringConfig config = test_config(&test_modes[0], 1024);
+        TestQueue q;
+
+        test_queue_init(&q, &config);
+        for (unsigned i = 0; i <= n; i++) {
+            TestDesc desc = { DATA_BASE, 1, NEXT, i + 1 };
+
+            driver_set_desc(&q.drv, i, &desc);
+        }
+        driver_set_desc(&q.drv, n, &(TestDesc) { NOWHERE, 1 });
+        driver_offer(&q.drv, 0);
+        test_queue_fail(&q, VRING_ERR_ADDRESS);
+        test_queue_cleanup(&q);
+    }
+}
+
 /* covers: ROBS-11: the largest chain that the rules allow */
 static void test_longest_length(void)
 {
@@ -435,6 +455,209 @@ static void test_table_runs_out(void)
         driver_offer(&q.drv, 0);
         test_queue_fail(&q, VRING_ERR_TABLE_ADDRESS);
         test_queue_cleanup(&q);
+    }
+}
+
+/*
+ * Looking ahead: whatever stands in the next but one available entry, popping
+ * the ones before it must not mind
+ */
+
+#define DATA_END (DATA_BASE + DATA_SIZE)
+#define HUGE_END (HUGE_BASE + HUGE_SIZE)
+#define HINT_HEAD 5
+
+typedef struct HintCase {
+    const char *path;
+    VringError error;           /* when it is popped itself; 0: none */
+    uint16_t head;              /* of the entry; 0: HINT_HEAD */
+    TestDesc desc;              /* what that head is */
+} HintCase;
+
+static const HintCase hint_cases[] = {
+    {
+        /* covers: ROBS-3, G9: the table ends with its region */
+        .path = "/vring/hostile/hint/head-queue-size",
+        .error = VRING_ERR_HEAD,
+        .head = QUEUE_SIZE,
+    }, {
+        /* covers: ROBS-3, G9 */
+        .path = "/vring/hostile/hint/head-behind-queue-size",
+        .error = VRING_ERR_HEAD,
+        .head = QUEUE_SIZE + 1,
+    }, {
+        /* covers: ROBS-3, G9 */
+        .path = "/vring/hostile/hint/head-65535",
+        .error = VRING_ERR_HEAD,
+        .head = 65535,
+    }, {
+        /* covers: ROBS-8 */
+        .path = "/vring/hostile/hint/nowhere",
+        .error = VRING_ERR_ADDRESS,
+        .desc = { NOWHERE, 16 },
+    }, {
+        /* covers: ROBS-20 */
+        .path = "/vring/hostile/hint/table-nowhere",
+        .error = VRING_ERR_TABLE_ADDRESS,
+        .desc = { NOWHERE, 16, INDIRECT },
+    }, {
+        /* covers: ROBS-9 */
+        .path = "/vring/hostile/hint/behind-a-region",
+        .error = VRING_ERR_ADDRESS,
+        .desc = { DATA_END, 16, WRITE },
+    }, {
+        .path = "/vring/hostile/hint/last-byte-of-a-region",
+        .desc = { DATA_END - 1, 1, WRITE },
+    }, {
+        /* covers: ROBS-9 */
+        .path = "/vring/hostile/hint/runs-out-of-its-region",
+        .error = VRING_ERR_ADDRESS,
+        .desc = { HUGE_END - 1, 2 },
+    }, {
+        .path = "/vring/hostile/hint/table-runs-out-of-its-region",
+        .desc = { HUGE_END - 16, 32, INDIRECT },
+    }, {
+        .path = "/vring/hostile/hint/last-address",
+        .desc = { UINT64_MAX, 1 },
+    }, {
+        /* covers: ROBS-9 */
+        .path = "/vring/hostile/hint/wraps",
+        .error = VRING_ERR_ADDRESS,
+        .desc = { UINT64_MAX, 16 },
+    }, {
+        /* covers: ROBS-20 */
+        .path = "/vring/hostile/hint/table-wraps",
+        .error = VRING_ERR_TABLE_ADDRESS,
+        .desc = { UINT64_MAX, 16, INDIRECT },
+    }, {
+        .path = "/vring/hostile/hint/nothing",
+        .desc = { 0, 0 },
+    }, {
+        /* covers: ROBS-17 */
+        .path = "/vring/hostile/hint/table-of-nothing",
+        .error = VRING_ERR_TABLE_LENGTH,
+        .desc = { 0, 0, INDIRECT },
+    }, {
+        /* covers: ROBS-16 */
+        .path = "/vring/hostile/hint/all-ones",
+        .error = VRING_ERR_INDIRECT_NEXT,
+        .desc = { UINT64_MAX, UINT32_MAX, 0xffff, 0xffff },
+    }, {
+        /* covers: G11: in a region that the general path alone has */
+        .path = "/vring/hostile/hint/in-rom",
+        .error = VRING_ERR_ADDRESS,
+        .desc = { ROM_BASE, 512, WRITE },
+    },
+};
+
+typedef enum HintWay {
+    HINT_ALONE,                 /* shown only when the others were popped */
+    HINT_SEEN,                  /* shown with them */
+    HINT_REWRITTEN,             /* same, and put right before it is popped */
+    HINT_WAYS,
+} HintWay;
+
+/* The descriptors end with their region, so that each one behind them faults */
+static void hint_queue_init(TestQueue *q, VringConfig *config)
+{
+    hostile_queue_init(q, config);
+    vring_close(&q->vring);
+    config->desc = DATA_END - driver_desc_size(QUEUE_SIZE);
+    driver_init(&q->drv, q->mem, config);
+    vring_open(&q->vring, config, q->mem, &error_abort);
+}
+
+/* A direct chain at 0, a table at 1, and the case's entry behind them */
+static void hint_offer(TestQueue *q, const HintCase *c, HintWay way)
+{
+    static const TestDesc ring[] = {
+        { HDR, NEXT, 2 }, { TABLE(2), INDIRECT }, { STATUS, WRITE },
+    };
+    static const TestDesc table[] = { { HDR, NEXT, 1 }, { STATUS, WRITE } };
+
+    driver_set_table(&q->drv, q->drv.desc, ring, ARRAY_SIZE(ring));
+    driver_set_table(&q->drv, test_memory_host(q->mem, TABLE_BASE), table,
+                     ARRAY_SIZE(table));
+    driver_set_desc(&q->drv, HINT_HEAD, &c->desc);
+    driver_add(&q->drv, 0);
+    driver_add(&q->drv, 1);
+    driver_add(&q->drv, c->head ?: HINT_HEAD);
+    driver_set_avail_idx(&q->drv, way == HINT_ALONE ? 2 : 3);
+}
+
+static void hint_pop_good(TestQueue *q, VirtQueueElement *elem,
+                          VringBuffer *buf, unsigned head)
+{
+    g_assert_cmpint(vring_pop(&q->vring, elem, buf), ==, 1);
+    g_assert_cmpuint(elem->index, ==, head);
+    g_assert_cmpuint(elem->out_num, ==, 1);
+    g_assert(elem->out_sg[0].iov_base == q->data);
+    g_assert_cmpuint(elem->out_sg[0].iov_len, ==, 16);
+    g_assert_cmpuint(elem->in_num, ==, 1);
+    g_assert(elem->in_sg[0].iov_base == q->data + 0x100);
+    g_assert_cmpuint(elem->in_sg[0].iov_len, ==, 1);
+}
+
+/* The entry itself is what it is, whether it was looked at before or not */
+static void hint_pop_case(TestQueue *q, const HintCase *c,
+                          VirtQueueElement *elem, VringBuffer *buf)
+{
+    int vectors = c->desc.len && !(c->desc.flags & INDIRECT);
+    int ret = vring_pop(&q->vring, elem, buf);
+
+    g_assert_cmpint(ret, ==, c->error ? -(int)c->error : 1);
+    if (ret > 0) {
+        g_assert_cmpuint(elem->index, ==, HINT_HEAD);
+        g_assert_cmpint(elem->out_num + elem->in_num, ==, vectors);
+        if (vectors) {
+            g_assert(elem->out_sg[0].iov_base ==
+                     test_memory_host(q->mem, c->desc.addr));
+        }
+        vring_push(&q->vring, elem, buf, 0);
+    }
+}
+
+/* Puts the entry right: the chain at 0 again */
+static void hint_rewrite(TestQueue *q)
+{
+    q->drv.avail_idx--;
+    driver_add(&q->drv, 0);
+}
+
+static void run_hint(const HintCase *c, const TestMode *mode, HintWay way)
+{
+    VringConfig config = test_config(mode, QUEUE_SIZE);
+    VirtQueueElement elem[3];
+    VringBuffer buf[3];
+    TestQueue q;
+
+    hint_queue_init(&q, &config);
+    hint_offer(&q, c, way);
+    for (unsigned i = 0; i < 3; i++) {
+        vring_buffer_init(&buf[i]);
+    }
+    hint_pop_good(&q, &elem[0], &buf[0], 0);
+    hint_pop_good(&q, &elem[1], &buf[1], 1);
+    vring_push(&q.vring, &elem[0], &buf[0], 1);
+    if (way == HINT_REWRITTEN) {
+        hint_rewrite(&q);
+        hint_pop_good(&q, &elem[2], &buf[2], 0);
+        vring_push(&q.vring, &elem[2], &buf[2], 1);
+    } else {
+        driver_set_avail_idx(&q.drv, 3);
+        hint_pop_case(&q, c, &elem[2], &buf[2]);
+    }
+    vring_push(&q.vring, &elem[1], &buf[1], 1);
+    g_assert_cmpuint(q.vring.inuse, ==, 0);
+    test_queue_cleanup(&q);
+}
+
+static void test_hint(const void *opaque)
+{
+    for (unsigned i = 0; i < TEST_MODES * HINT_WAYS; i++) {
+        g_test_message("%s, way %u", test_modes[i / HINT_WAYS].name,
+                       i % HINT_WAYS);
+        run_hint(opaque, &test_modes[i / HINT_WAYS], i % HINT_WAYS);
     }
 }
 
@@ -647,8 +870,6 @@ typedef struct AreaCase {
     hwaddr desc, avail, used;   /* 0: where they belong */
 } AreaCase;
 
-#define DATA_END (DATA_BASE + DATA_SIZE)
-
 /* The sizes are those of 8 entries with EVENT_IDX: 128, 22, 70 */
 static const AreaCase area_cases[] = {
     /* covers: ROBS-21 */
@@ -846,6 +1067,8 @@ static void add_function_tests(void)
     g_test_add_func("/vring/hostile/loop/of-any-size", test_long_loop);
     g_test_add_func("/vring/hostile/long/table", test_long_table);
     g_test_add_func("/vring/hostile/long/chain", test_long_chain);
+    g_test_add_func("/vring/hostile/long/fault-behind",
+                    test_fault_behind_long_chain);
     g_test_add_func("/vring/hostile/length/4-gib-less-1",
                     test_longest_length);
     g_test_add_func("/vring/hostile/table/runs-out-of-its-region",
@@ -868,6 +1091,9 @@ int main(int argc, char **argv)
     for (unsigned i = 0; i < ARRAY_SIZE(chain_cases); i++) {
         g_test_add_data_func(chain_cases[i].path, &chain_cases[i],
                              test_chain);
+    }
+    for (unsigned i = 0; i < ARRAY_SIZE(hint_cases); i++) {
+        g_test_add_data_func(hint_cases[i].path, &hint_cases[i], test_hint);
     }
     for (unsigned i = 0; i < ARRAY_SIZE(index_cases); i++) {
         g_test_add_data_func(index_cases[i].path, &index_cases[i],

@@ -149,6 +149,119 @@ static void test_dirty_event_fields(void)
     }
 }
 
+/* Writable in two regions, one of them twice */
+static const TestDesc log_desc[] = {
+    { DATA_BASE, 64, NEXT, 1 },
+    { DATA_BASE + 1000, 512, WRITE | NEXT, 2 },
+    { NEXT_BASE + 7, 100, WRITE | NEXT, 3 },
+    { DATA_BASE + 3000, 1, WRITE },
+};
+
+#define LOG_DATA_BYTES 513
+#define LOG_NEXT_BYTES 100
+
+static const hwaddr log_bases[] = { RING_BASE, DATA_BASE, NEXT_BASE };
+
+/* Bit i of @mask is for region i of log_bases */
+static void set_logging(TestQueue *q, unsigned mask)
+{
+    for (unsigned i = 0; i < ARRAY_SIZE(log_bases); i++) {
+        test_memory_set_logging(q->mem, log_bases[i], mask >> i & 1);
+    }
+}
+
+/* One step of a request, before which logging begins or ends */
+static void log_step(TestQueue *q, bool logged, const char *name)
+{
+    g_test_message("%s %s", name, logged ? "logged" : "not logged");
+    set_logging(q, logged ? ~0u : 0);
+    test_memory_clean(q->mem);
+}
+
+static void check_all_dirty(TestQueue *q, uint64_t bytes)
+{
+    g_assert_cmpuint(test_memory_all_dirty(q->mem), ==, bytes);
+}
+
+/* Bit i of @logged says whether anybody logs while step i is taken */
+static void run_logged(TestQueue *q, unsigned logged)
+{
+    bool event_idx = q->drv.config.event_idx;
+    VirtQueueElement elem;
+
+    log_step(q, logged & 1, "pop");
+    pop_chain(q, &elem, &q->buf, log_desc, ARRAY_SIZE(log_desc));
+    check_all_dirty(q, 0);
+
+    log_step(q, logged & 2, "push");
+    vring_push(&q->vring, &elem, &q->buf, 613);
+    check_all_dirty(q, logged & 2 ? LOG_DATA_BYTES + LOG_NEXT_BYTES : 0);
+
+    log_step(q, logged & 4, "publish");
+    g_assert_cmpuint(vring_publish(&q->vring), ==, 1);
+    check_all_dirty(q, logged & 4 ? 8 + 2 : 0);
+
+    log_step(q, logged & 8, "disable");
+    vring_disable_notification(&q->vring);
+    check_all_dirty(q, logged & 8 && !event_idx ? 2 : 0);
+
+    log_step(q, logged & 16, "enable");
+    g_assert_false(vring_enable_notification(&q->vring));
+    check_all_dirty(q, logged & 16 ? 2 : 0);
+}
+
+/*
+ * covers: M9: logging may begin and end between any two steps of a request;
+ * what counts is the moment of the write, and nothing is marked while nobody
+ * logs
+ */
+static void test_dirty_when_logged(void)
+{
+    for (unsigned mode = 0; mode < TEST_MODES; mode++) {
+        VringConfig config = mode_config(mode);
+        TestQueue q;
+
+        mapping_queue_init(&q, &config);
+        for (unsigned logged = 0; logged < 32; logged++) {
+            run_logged(&q, logged);
+        }
+        test_queue_cleanup(&q);
+    }
+}
+
+/* covers: M8, M9: each region counts by itself, pushed or given up */
+static void test_dirty_by_region(void)
+{
+    VringConfig config = mode_config(1);
+    VirtQueueElement elem;
+    TestQueue q;
+
+    mapping_queue_init(&q, &config);
+    for (unsigned i = 0; i < 16; i++) {
+        unsigned mask = i / 2;
+        bool detach = i % 2;
+
+        set_logging(&q, 0);
+        test_memory_clean(q.mem);
+        pop_chain(&q, &elem, &q.buf, log_desc, ARRAY_SIZE(log_desc));
+        set_logging(&q, mask);
+        if (detach) {
+            vring_detach(&q.vring, &elem, &q.buf);
+        } else {
+            vring_push(&q.vring, &elem, &q.buf, 0);
+        }
+        vring_publish(&q.vring);
+        g_assert_cmpuint(test_memory_dirty(q.mem, DATA_BASE, DATA_SIZE), ==,
+                         mask & 2 ? LOG_DATA_BYTES : 0);
+        g_assert_cmpuint(test_memory_dirty(q.mem, NEXT_BASE, NEXT_SIZE), ==,
+                         mask & 4 ? LOG_NEXT_BYTES : 0);
+        g_assert_cmpuint(test_memory_dirty(q.mem, config.used,
+                                           driver_used_size(QUEUE_SIZE)), ==,
+                         mask & 1 && !detach ? 8 + 2 : 0);
+    }
+    test_queue_cleanup(&q);
+}
+
 /* covers: M8: given up, perhaps half written, not returned to the driver */
 static void test_detach(void)
 {
@@ -748,6 +861,9 @@ int main(int argc, char **argv)
     g_test_add_func("/vring/mapping/dirty/used-ring", test_dirty_used_ring);
     g_test_add_func("/vring/mapping/dirty/event-fields",
                     test_dirty_event_fields);
+    g_test_add_func("/vring/mapping/dirty/when-logged",
+                    test_dirty_when_logged);
+    g_test_add_func("/vring/mapping/dirty/by-region", test_dirty_by_region);
     g_test_add_func("/vring/mapping/detach", test_detach);
     g_test_add_func("/vring/mapping/general/adjoining-regions",
                     test_adjoining_regions);

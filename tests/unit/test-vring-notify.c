@@ -316,6 +316,101 @@ static void test_event_idx_exhaustive(void)
     test_queue_cleanup(&q);
 }
 
+/* Publishes elements in pieces, as what is completed goes on for a while */
+static void use_pieces(TestQueue *q, const unsigned *piece, unsigned n)
+{
+    for (unsigned i = 0; i < n; i++) {
+        g_assert_cmpuint(vring_unpublished(&q->vring), ==, 0);
+        use_batch(q, piece[i]);
+    }
+}
+
+/*
+ * covers: SPLIT-35, SPLIT-39: asked once after several pieces, wherever
+ * used_event lies in or around them
+ */
+static void test_pieces(void)
+{
+    static const unsigned pieces[][3] = {
+        { 1, 1, 1 }, { 3, 1, 4 }, { 8, 8, 8 }, { 1, 8, 2 }, { 8, 1, 1 },
+    };
+    static const uint16_t starts[] = { 0, 5, 0x7ff8, 65520, 65535 };
+    const TestMode mode = { .event_idx = true };
+    VringConfig config = test_config(&mode, QUEUE_SIZE);
+    TestQueue q;
+
+    test_queue_init(&q, &config);
+    for (unsigned i = 0; i < ARRAY_SIZE(pieces) * ARRAY_SIZE(starts); i++) {
+        const unsigned *piece = pieces[i / ARRAY_SIZE(starts)];
+        uint16_t start = starts[i % ARRAY_SIZE(starts)];
+        int total = piece[0] + piece[1] + piece[2];
+
+        for (int place = -4; place < total + 4; place++) {
+            start_at(&q, start);
+            driver_set_used_event(&q.drv, start + place);
+            use_pieces(&q, piece, 3);
+            g_assert_cmpint(vring_should_notify(&q.vring), ==,
+                            place >= 0 && place < total);
+            /* Said once, and not again for the same elements */
+            g_assert_false(vring_should_notify(&q.vring));
+        }
+    }
+    test_queue_cleanup(&q);
+}
+
+/* covers: SPLIT-31, SPLIT-32: without EVENT_IDX the flags decide, when asked */
+static void test_pieces_flags(void)
+{
+    static const unsigned piece[] = { 2, 8, 1 };
+    const TestMode mode = { .event_idx = false };
+    VringConfig config = test_config(&mode, QUEUE_SIZE);
+    TestQueue q;
+
+    test_queue_init(&q, &config);
+    for (unsigned flags = 0; flags < 2; flags++) {
+        driver_set_avail_flags(&q.drv, !flags);
+        use_pieces(&q, piece, ARRAY_SIZE(piece));
+        driver_set_avail_flags(&q.drv, flags);
+        g_assert_cmpint(vring_should_notify(&q.vring), ==, !flags);
+    }
+    test_queue_cleanup(&q);
+}
+
+/* covers: SPLIT-14: what was pushed counts until it is published */
+static void test_unpublished(void)
+{
+    static const uint16_t starts[] = { 0, 0x7ffd, 65533, 65535 };
+
+    for (unsigned i = 0; i < TEST_MODES * ARRAY_SIZE(starts); i++) {
+        VringConfig config = test_config(&test_modes[i % TEST_MODES],
+                                         QUEUE_SIZE);
+        VirtQueueElement elem;
+        TestQueue q;
+
+        test_queue_init(&q, &config);
+        start_at(&q, starts[i / TEST_MODES]);
+        for (unsigned n = 0; n <= QUEUE_SIZE; n++) {
+            for (unsigned j = 0; j < n; j++) {
+                g_assert_cmpuint(vring_unpublished(&q.vring), ==, j);
+                driver_offer_buffer(&q.drv, j, DATA_BASE, 1, true);
+                g_assert_cmpint(vring_pop(&q.vring, &elem, &q.buf), ==, 1);
+                g_assert_cmpuint(vring_unpublished(&q.vring), ==, j);
+                vring_push(&q.vring, &elem, &q.buf, 1);
+            }
+            g_assert_cmpuint(vring_unpublished(&q.vring), ==, n);
+            g_assert_cmpuint(vring_publish(&q.vring), ==, n);
+            g_assert_cmpuint(vring_unpublished(&q.vring), ==, 0);
+        }
+
+        /* What is given up is never published */
+        driver_offer_buffer(&q.drv, 0, DATA_BASE, 1, true);
+        g_assert_cmpint(vring_pop(&q.vring, &elem, &q.buf), ==, 1);
+        vring_detach(&q.vring, &elem, &q.buf);
+        g_assert_cmpuint(vring_unpublished(&q.vring), ==, 0);
+        test_queue_cleanup(&q);
+    }
+}
+
 /* Available buffer notifications */
 
 /* covers: SPLIT-40, SPLIT-41: flags are 0 or 1, whatever the driver wrote */
@@ -434,6 +529,9 @@ int main(int argc, char **argv)
                     test_used_event_left_at_0);
     g_test_add_func("/vring/notify/used/event-idx-exhaustive",
                     test_event_idx_exhaustive);
+    g_test_add_func("/vring/notify/used/pieces", test_pieces);
+    g_test_add_func("/vring/notify/used/pieces-flags", test_pieces_flags);
+    g_test_add_func("/vring/notify/used/unpublished", test_unpublished);
     g_test_add_func("/vring/notify/avail/used-flags-are-0-or-1",
                     test_used_flags);
     g_test_add_func("/vring/notify/avail/nothing-behind-used-ring",

@@ -291,19 +291,27 @@ static void check_long_element(TestQueue *q, const VirtQueueElement *elem,
     }
 }
 
+/*
+ * Around where a buffer has to grow: it doubles from VRING_INLINE_VECTORS on,
+ * up to the largest array there is
+ */
+static const unsigned growth_lengths[] = {
+    1, 2, 17, 18, 19, 35, 36, 37, 64, 71, 72, 73, 143, 144, 145, 256, 287,
+    288, 289, 575, 576, 577, 1023, 1024,
+};
+
+QEMU_BUILD_BUG_ON(VRING_INLINE_VECTORS != 18);
+
 /* covers: SPLIT-8: chains that fill the table, and more than fit inline */
 static void test_chain_lengths(const TestMode *mode)
 {
-    static const unsigned lengths[] = {
-        1, 2, VRING_INLINE_VECTORS - 1, VRING_INLINE_VECTORS,
-        VRING_INLINE_VECTORS + 1, 128, 1023, 1024,
-    };
+    const unsigned *lengths = growth_lengths;
     VringConfig config = test_config(mode, 1024);
     VirtQueueElement elem;
     TestQueue q;
 
     test_queue_init(&q, &config);
-    for (unsigned i = 0; i < ARRAY_SIZE(lengths); i++) {
+    for (unsigned i = 0; i < ARRAY_SIZE(growth_lengths); i++) {
         for (unsigned out = 0; out <= lengths[i]; out += 1 + out / 3) {
             offer_chain(&q, lengths[i], out);
             g_assert_cmpint(vring_pop(&q.vring, &elem, &q.buf), ==, 1);
@@ -311,6 +319,33 @@ static void test_chain_lengths(const TestMode *mode)
             test_queue_use(&q, &elem, 0);
             vring_buffer_release(&q.buf);
         }
+    }
+    test_queue_cleanup(&q);
+}
+
+/*
+ * Buffers that keep what they have grown to: a shorter chain does with it, a
+ * longer one grows on from there
+ */
+static void test_grown_buffer(const TestMode *mode)
+{
+    static const unsigned lengths[] = { 19, 3, 36, 37, 18, 1000, 1024, 73 };
+    VringConfig config = test_config(mode, 1024);
+    VirtQueueElement elem;
+    unsigned longest = 0;
+    TestQueue q;
+
+    test_queue_init(&q, &config);
+    for (unsigned i = 0; i < ARRAY_SIZE(lengths); i++) {
+        longest = MAX(longest, lengths[i]);
+        offer_chain(&q, lengths[i], lengths[i] / 2);
+        g_assert_cmpint(vring_pop(&q.vring, &elem, &q.buf), ==, 1);
+        check_long_element(&q, &elem, lengths[i], lengths[i] / 2);
+        g_assert_cmpuint(q.buf.capacity, >=, longest);
+        /* Bounded: no more than twice what was needed */
+        g_assert_cmpuint(q.buf.capacity, <, 2 * longest);
+        g_assert_cmpuint(q.buf.capacity, <=, VIRTQUEUE_MAX_SIZE);
+        test_queue_use(&q, &elem, 0);
     }
     test_queue_cleanup(&q);
 }
@@ -629,16 +664,14 @@ static void test_chain(const void *opaque)
 /* covers: SPLIT-26: a table with as many entries as the queue, and more */
 static void test_long_table(const TestMode *mode)
 {
-    static const unsigned lengths[] = {
-        1, VRING_INLINE_VECTORS + 1, 64, 256, 1024
-    };
+    const unsigned *lengths = growth_lengths;
     VringConfig config = test_config(mode, 64);
     TestDesc *table = g_new(TestDesc, 1024);
     VirtQueueElement elem;
     TestQueue q;
 
     test_queue_init(&q, &config);
-    for (unsigned i = 0; i < ARRAY_SIZE(lengths); i++) {
+    for (unsigned i = 0; i < ARRAY_SIZE(growth_lengths); i++) {
         unsigned n = lengths[i], out = n / 2;
         TestDesc desc = { TABLE_BASE + 1, 16 * n, INDIRECT };
 
@@ -682,6 +715,7 @@ static void add_mode_tests(void)
     MODE_TEST("add-without-expose", test_add_without_expose);
     MODE_TEST("empty-kicks", test_empty_kicks);
     MODE_TEST("chain-lengths", test_chain_lengths);
+    MODE_TEST("grown-buffer", test_grown_buffer);
     MODE_TEST("only-the-used-ring-is-written", test_only_used_ring_is_written);
     MODE_TEST("publish-shows-a-batch", test_publish_batch);
     MODE_TEST("used-length", test_used_length);

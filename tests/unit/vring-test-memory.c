@@ -25,6 +25,7 @@ typedef struct TestRegion {
     TestRegionKind kind;
     uint8_t *host;
     uint8_t *dirty;         /* a byte per byte; NULL for a large region */
+    bool logged;            /* atomic; somebody wants to know of writes */
     bool plugged;
     unsigned refcount;      /* plugged, tables, mappings */
 } TestRegion;
@@ -108,13 +109,19 @@ static TestRegion *test_region_of_host(VringMemory *mem, const uint8_t *host)
     return NULL;
 }
 
-/* Threads race here only over bytes that they race over in the region, too */
-static void test_region_set_dirty(TestRegion *region, uint64_t offset,
-                                  uint64_t len)
+static void test_region_check(const TestRegion *region, uint64_t offset,
+                              uint64_t len)
 {
     g_assert_cmpuint(len, >, 0);
     g_assert_cmpuint(offset, <, region->size);
     g_assert_cmpuint(len, <=, region->size - offset);
+}
+
+/* Threads race here only over bytes that they race over in the region, too */
+static void test_region_set_dirty(TestRegion *region, uint64_t offset,
+                                  uint64_t len)
+{
+    test_region_check(region, offset, len);
     if (region->dirty) {
         memset(region->dirty + offset, 1, len);
     }
@@ -267,6 +274,7 @@ uint8_t *test_memory_add(VringMemory *mem, hwaddr base, uint64_t size,
         .base = base,
         .size = size,
         .kind = kind,
+        .logged = size <= TEST_DIRTY_LIMIT,
         .plugged = true,
         .refcount = 1,
     };
@@ -328,9 +336,18 @@ unsigned test_memory_regions(VringMemory *mem)
 
 bool vring_region_is_logged(const VringRegion *region)
 {
-    return test_region_of(region)->dirty;
+    return qatomic_read(&test_region_of(region)->logged);
 }
 
+void test_memory_set_logging(VringMemory *mem, hwaddr base, bool logged)
+{
+    TestRegion *region = test_region_find(mem, base);
+
+    g_assert(region && region->base == base && region->dirty);
+    qatomic_set(&region->logged, logged);
+}
+
+/* Recorded in any case, so that a test sees that the ring did not ask first */
 void vring_region_set_dirty(const VringRegion *region, uint64_t offset,
                             uint64_t len)
 {
@@ -398,7 +415,11 @@ static void test_mapping_add(VringMemory *mem, TestRegion *region,
 
 #define TEST_PERFECT_FIT 3
 
-/* How well a mapping fits what is given back; 0: not at all */
+/*
+ * How well a mapping fits what is given back; 0: not at all.  A pinned one,
+ * whose length is not known, fits all, and so is kept for what else would find
+ * none.
+ */
 static unsigned test_mapping_fit(const TestMapping *mapping,
                                  const uint8_t *host, hwaddr len,
                                  bool is_write)
@@ -407,7 +428,7 @@ static unsigned test_mapping_fit(const TestMapping *mapping,
         return 0;
     }
     if (!mapping->len) {
-        return 2;
+        return 1;
     }
     if (mapping->len != len) {
         return 0;
@@ -416,7 +437,7 @@ static unsigned test_mapping_fit(const TestMapping *mapping,
         return TEST_PERFECT_FIT;
     }
     /* What was not written to after all may be given back as unwritten. */
-    return mapping->is_write ? 1 : 0;
+    return mapping->is_write ? 2 : 0;
 }
 
 /* The same memory may be mapped more than once: the best fit is it. */
@@ -482,13 +503,17 @@ void vring_memory_unmap(VringMemory *mem, void *host, hwaddr len,
                         bool is_write)
 {
     TestRegion *region;
+    uint64_t offset;
     unsigned i;
 
     pthread_mutex_lock(&mem->lock);
     i = test_mapping_find(mem, host, len, is_write);
     region = g_array_index(mem->mappings, TestMapping, i).region;
-    if (is_write) {
-        test_region_set_dirty(region, (uint8_t *)host - region->host, len);
+    offset = (uint8_t *)host - region->host;
+    test_region_check(region, offset, len);
+    /* As QEMU's function does, this one asks by itself. */
+    if (is_write && qatomic_read(&region->logged)) {
+        test_region_set_dirty(region, offset, len);
     }
     g_array_remove_index_fast(mem->mappings, i);
     test_region_unref(region);

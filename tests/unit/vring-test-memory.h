@@ -85,6 +85,15 @@ unsigned test_memory_mappings(VringMemory *mem);
 unsigned test_memory_regions(VringMemory *mem);
 
 /**
+ * test_memory_set_logging: begin or end to log writes to the region at @base
+ *
+ * Regions that record dirty bytes are logged from the start.  What the ring
+ * marks in a region that nobody logs is recorded all the same: it should have
+ * asked vring_region_is_logged() first.
+ */
+void test_memory_set_logging(VringMemory *mem, hwaddr base, bool logged);
+
+/**
  * test_memory_dirty: number of bytes marked dirty in a range of one region
  */
 uint64_t test_memory_dirty(VringMemory *mem, hwaddr addr, uint64_t len);
