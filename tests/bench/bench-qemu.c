@@ -39,22 +39,12 @@ typedef struct BenchQemu {
 
 /* Holding threads */
 
-static bool freeze_iothreads(BenchDevice *dev, GError **errp)
+/* Does to each IOThread what @fn does to a thread */
+static bool each_iothread(BenchDevice *dev, bool (*fn)(pid_t, GError **),
+                          GError **errp)
 {
     for (unsigned i = 0; i < dev->threads->len; i++) {
-        if (!bench_thread_freeze(g_array_index(dev->threads, BenchThread,
-                                               i).tid, errp)) {
-            return false;
-        }
-    }
-    return true;
-}
-
-static bool thaw_iothreads(BenchDevice *dev, GError **errp)
-{
-    for (unsigned i = 0; i < dev->threads->len; i++) {
-        if (!bench_thread_thaw(g_array_index(dev->threads, BenchThread,
-                                             i).tid, errp)) {
+        if (!fn(g_array_index(dev->threads, BenchThread, i).tid, errp)) {
             return false;
         }
     }
@@ -142,7 +132,7 @@ static int try_kick(BenchQemu *q, unsigned queue, GError **errp)
     g_autoptr(GArray) before = NULL;
     int fd = -1;
 
-    if (!freeze_iothreads(dev, errp)) {
+    if (!each_iothread(dev, bench_thread_freeze, errp)) {
         return -1;
     }
     before = bench_eventfds(dev->pid, errp);
@@ -150,7 +140,10 @@ static int try_kick(BenchQemu *q, unsigned queue, GError **errp)
         bench_pci_notify(&q->pci, queue);
         fd = wait_risen(dev->pid, before);
     }
-    return thaw_iothreads(dev, before ? errp : NULL) ? fd : -1;
+    if (!each_iothread(dev, bench_thread_thaw, before ? errp : NULL)) {
+        return -1;
+    }
+    return fd;
 }
 
 static int try_call(BenchQemu *q, unsigned queue, GError **errp)

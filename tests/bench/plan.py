@@ -80,10 +80,23 @@ def subject_order(subjects: List[str], seed: int, *where) -> List[str]:
     return order
 
 
-def schedule(loads: List[Workload], subjects: List[str], repeat: int,
+def rounds(options: Options) -> List[range]:
+    """
+    The repetitions that are made in the same sessions. Where a session's
+    memory happens to lie makes large requests with O_DIRECT faster or slower
+    by a half for all of its life, so that each repetition gets sessions of its
+    own; not where there is no time for it, or where each session would first
+    write the disk.
+    """
+    if options.quick or options.verify:
+        return [range(options.repeat)]
+    return [range(i, i + 1) for i in range(options.repeat)]
+
+
+def schedule(loads: List[Workload], subjects: List[str], repetitions: range,
              seed: int, backend: str) -> Iterator[Tuple[int, Workload, str]]:
     """The runs on one backend, in their order: (repetition, load, subject)."""
-    for repetition in range(repeat):
+    for repetition in repetitions:
         for number, load in enumerate(loads):
             for subject in subject_order(subjects, seed, backend, repetition,
                                          number):
@@ -102,7 +115,7 @@ def total_seconds(options: Options, loads: int,
     """How long everything takes, about; subjects are those per backend."""
     seconds = OTHER_OVERHEAD
     for names in subjects:
-        seconds += SESSION_OVERHEAD * len(names)
+        seconds += SESSION_OVERHEAD * len(names) * len(rounds(options))
         seconds += options.repeat * loads * sum(
             run_seconds(options, name == 'fio') for name in names)
     return seconds

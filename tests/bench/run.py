@@ -141,13 +141,24 @@ class Bench:
                          ) -> List[report.Cell]:
         cells = {load: report.Cell(backend.name, load.to_json(), load.title())
                  for load in self._loads}
-        those = self._measured[backend.name]
         self._lab.warm(backend)
+        for repetitions in plan.rounds(self._options):
+            self._measure_round(backend, repetitions, cells, progress)
+        return list(cells.values())
+
+    def _measure_round(self, backend: Backend, repetitions: range,
+                       cells: Dict[plan.Workload, report.Cell],
+                       progress: Progress) -> None:
+        """Repetitions in sessions of their own, opened in changing order."""
+        by_name = {subject.name: subject
+                   for subject in self._measured[backend.name]}
+        those = [by_name[name] for name in plan.subject_order(
+            list(by_name), self._options.seed, backend.name, repetitions[0])]
         where = f'starting on {backend.name}'
         try:
             with self._lab.sessions(backend, those) as sessions:
                 for repetition, load, name in plan.schedule(
-                        self._loads, list(sessions), self._options.repeat,
+                        self._loads, list(by_name), repetitions,
                         self._options.seed, backend.name):
                     where = f'{name} on {backend.name}, {load.title()}'
                     progress.show(
@@ -165,7 +176,6 @@ class Bench:
             if error.subject:
                 where = f'{error.subject} on {backend.name}, at its start'
             raise Failure(failure_text(where, error)) from error
-        return list(cells.values())
 
 
 def short(path: str) -> str:

@@ -132,7 +132,12 @@ class Plan(unittest.TestCase):
             '--depth 1,32 --rw read,write --wait poll,notify'.split())
         self.loads = plan.workloads(self.options)
         self.names = ['a', 'b', 'c']
-        self.runs = list(plan.schedule(self.loads, self.names, 4, 1, 'null'))
+        self.runs = self.schedule(1)
+
+    def schedule(self, seed):
+        """Four repetitions on one backend."""
+        return list(plan.schedule(self.loads, self.names, range(4), seed,
+                                  'null'))
 
     def test_workloads(self):
         """Each combination once, and depths together."""
@@ -163,10 +168,21 @@ class Plan(unittest.TestCase):
 
     def test_repeatable(self):
         """The same seed, the same order; another seed, another."""
-        again = list(plan.schedule(self.loads, self.names, 4, 1, 'null'))
-        other = list(plan.schedule(self.loads, self.names, 4, 2, 'null'))
-        self.assertEqual(self.runs, again)
-        self.assertNotEqual(self.runs, other)
+        self.assertEqual(self.runs, self.schedule(1))
+        self.assertNotEqual(self.runs, self.schedule(2))
+
+    def test_rounds(self):
+        """
+        All repetitions once and in order; new sessions for each, but for those
+        who have no time or would have to write the disk anew.
+        """
+        for words, count in (([], 5), (['--quick'], 1), (['--verify'], 1)):
+            chosen = options.parse(words)
+            chosen.repeat = 5
+            found = plan.rounds(chosen)
+            self.assertEqual(len(found), count, words)
+            self.assertEqual([i for part in found for i in part],
+                             list(range(5)), words)
 
     def test_quick(self):
         """A minute is a minute, also with many runs; too many are refused."""
