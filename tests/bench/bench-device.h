@@ -149,6 +149,14 @@ bool bench_device_alive(BenchDevice *dev, GError **errp);
  */
 void bench_device_free(BenchDevice *dev);
 
+/**
+ * bench_device_has: was feature @bit negotiated?
+ */
+static inline bool bench_device_has(const BenchDevice *dev, unsigned bit)
+{
+    return dev->features >> bit & 1;
+}
+
 /* For the implementations: */
 
 /**

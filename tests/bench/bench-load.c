@@ -202,7 +202,7 @@ static void prepare_slot(BenchLoad *load, LoadQueue *q, unsigned i,
                          uint64_t mem, uint64_t data)
 {
     Slot *slot = &q->slots[i];
-    bool indirect = load->dev->features >> BENCH_F_INDIRECT_DESC & 1;
+    bool indirect = bench_device_has(load->dev, BENCH_F_INDIRECT_DESC);
     uint8_t *host = load->dev->mem->host;
     unsigned first = indirect ? 0 : i * DESCS;
 
@@ -236,7 +236,7 @@ static void prepare_slot(BenchLoad *load, LoadQueue *q, unsigned i,
 
 static unsigned head_of_slot(const BenchLoad *load, unsigned i)
 {
-    return load->dev->features >> BENCH_F_INDIRECT_DESC & 1 ? i : i * DESCS;
+    return bench_device_has(load->dev, BENCH_F_INDIRECT_DESC) ? i : i * DESCS;
 }
 
 static void add_request(BenchLoad *load, LoadQueue *q, unsigned i,
@@ -707,7 +707,7 @@ static void prepare_probe(BenchLoad *load)
 BenchLoad *bench_load_new(BenchDevice *dev, GError **errp)
 {
     BenchLoad *load = g_new0(BenchLoad, 1);
-    bool event_idx = dev->features >> BENCH_F_EVENT_IDX & 1;
+    bool event_idx = bench_device_has(dev, BENCH_F_EVENT_IDX);
 
     load->dev = dev;
     load->queues = g_new0(LoadQueue, dev->num_queues);
