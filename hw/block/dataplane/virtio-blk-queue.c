@@ -203,13 +203,12 @@ static void notify_guest(DataPlaneQueue *q)
     }
 }
 
-/* Context: BH in the queue's AioContext */
-static void notify_guest_bh(void *opaque)
+/* Context: BH in the queue's AioContext, or as notify_deferred() */
+static void end_batch(void *opaque)
 {
     DataPlaneQueue *q = opaque;
 
-    q->notify_pending = false;
-    q->notify_in_bh = false;
+    q->notify = DATA_PLANE_NOTIFY_NOBODY;
     notify_guest(q);
 }
 
@@ -221,12 +220,11 @@ static void notify_deferred(void *opaque)
 {
     DataPlaneQueue *q = opaque;
 
-    if (q->completing && q->vring.inuse) {
-        q->notify_in_bh = true;
+    if (q->notify == DATA_PLANE_NOTIFY_ASKED && q->vring.inuse) {
+        q->notify = DATA_PLANE_NOTIFY_IN_BH;
         qemu_bh_schedule(q->notify_bh);
     } else {
-        q->notify_pending = false;
-        notify_guest(q);
+        end_batch(q);
     }
 }
 
@@ -236,13 +234,14 @@ static void notify_deferred(void *opaque)
  */
 static void notify_later(DataPlaneQueue *q)
 {
-    if (q->notify_pending) {
+    if (q->notify != DATA_PLANE_NOTIFY_NOBODY) {
         return;
     }
-    q->notify_pending = true;
-    q->completing = true;
+    q->notify = DATA_PLANE_NOTIFY_ASKED;
     defer_call(notify_deferred, q);
-    q->completing = false;
+    if (q->notify == DATA_PLANE_NOTIFY_ASKED) {
+        q->notify = DATA_PLANE_NOTIFY_DEFERRED;
+    }
 }
 
 /*
@@ -253,7 +252,7 @@ static void notify_later(DataPlaneQueue *q)
  */
 static void publish_some(DataPlaneQueue *q)
 {
-    if (q->notify_in_bh) {
+    if (q->notify == DATA_PLANE_NOTIFY_IN_BH) {
         notify_guest(q);
     } else {
         publish(q);
@@ -590,7 +589,7 @@ void data_plane_queue_start(DataPlaneQueue *q, AioContext *ctx)
     q->quiesced = false;
     q->host_notifier = *virtio_queue_get_host_notifier(q->vq);
     q->guest_notifier = *virtio_queue_get_guest_notifier(q->vq);
-    q->notify_bh = aio_bh_new(ctx, notify_guest_bh, q);
+    q->notify_bh = aio_bh_new(ctx, end_batch, q);
     q->memory_bh = aio_bh_new(ctx, memory_changed_bh, q);
 }
 
@@ -646,8 +645,7 @@ static void flush_bh(void *opaque)
     qemu_bh_delete(q->memory_bh);
     q->notify_bh = NULL;
     q->memory_bh = NULL;
-    q->notify_pending = false;
-    q->notify_in_bh = false;
+    q->notify = DATA_PLANE_NOTIFY_NOBODY;
     if (q->active) {
         notify_guest(q);
     }

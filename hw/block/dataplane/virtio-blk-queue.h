@@ -59,6 +59,14 @@ typedef struct DataPlaneStats {
     uint64_t merged;            /* requests that went along with another */
 } DataPlaneStats;
 
+/* Who ends a batch of completions, see notify_later() */
+typedef enum DataPlaneNotify {
+    DATA_PLANE_NOTIFY_NOBODY,   /* no batch has begun */
+    DATA_PLANE_NOTIFY_ASKED,    /* defer_call() has been called just now */
+    DATA_PLANE_NOTIFY_DEFERRED, /* the end of a defer_call() section */
+    DATA_PLANE_NOTIFY_IN_BH,    /* notify_bh, which is scheduled */
+} DataPlaneNotify;
+
 /*
  * Fields without a remark are written with the BQL held while the queue is
  * quiet, that is detached from its AioContext, and read in its AioContext.
@@ -92,9 +100,7 @@ struct DataPlaneQueue {
     /* The rest belongs to the queue's AioContext while it is started. */
     Vring vring;
     bool polling;               /* between poll_begin and poll_end */
-    bool notify_pending;        /* notify_guest() is going to be called */
-    bool notify_in_bh;          /* ... by notify_bh */
-    bool completing;            /* asking for that call, see notify_later() */
+    DataPlaneNotify notify;     /* who is going to call notify_guest() */
     unsigned unnotified;        /* published since the driver was notified */
 
     /* Completed requests that are yet to be accounted for, with one lock */

@@ -373,7 +373,7 @@ void vring_split_push(Vring *vring, const VirtQueueElement *elem, uint32_t len)
 static void split_mark_published(Vring *vring)
 {
     unsigned from = vring->published_idx & vring->mask;
-    uint16_t count = vring->used_idx - vring->published_idx;
+    unsigned count = vring_unpublished(vring);
     unsigned first = MIN(count, vring->config.num - from);
 
     vring_mark_used_dirty(vring, &vring->used->ring[from],

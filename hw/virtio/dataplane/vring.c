@@ -371,7 +371,7 @@ void vring_discard(Vring *vring, const VirtQueueElement *elem)
 
 unsigned vring_publish(Vring *vring)
 {
-    uint16_t count = vring->used_idx - vring->published_idx;
+    unsigned count = vring_unpublished(vring);
 
     if (!count || unlikely(!vring->used || vring->broken)) {
         return 0;
