@@ -193,7 +193,6 @@ static void start_at(TestQueue *q, uint16_t idx)
     q->vring.last_avail_idx = idx;
     q->vring.shadow_avail_idx = idx;
     q->vring.used_idx = idx;
-    q->vring.published_idx = idx;
     q->vring.signalled_used = idx;
     q->vring.signalled_used_valid = true;
     q->drv.avail_idx = idx;

@@ -1,8 +1,9 @@
 /*
  * What the files of the ring share among themselves
  *
- * Knows the parts of a chain under construction.  Not for devices: their
- * interface is hw/virtio/dataplane/vring.h.
+ * Knows descriptors, the parts of a chain under construction, and how what the
+ * device wrote is marked dirty.  Not for devices: their interface is
+ * hw/virtio/dataplane/vring.h.
  *
  * Copyright (c) 2026 the virtio-blk data plane authors
  *
@@ -13,6 +14,114 @@
 #define HW_VIRTIO_DATAPLANE_VRING_INTERNAL_H
 
 #include "hw/virtio/dataplane/vring.h"
+#include "hw/virtio/dataplane/vring-accessors.h"
+
+/* Descriptor flags that both formats have (VIRTIO 1.3, 2.7.5 and 2.8.2) */
+#define VRING_DESC_NEXT         1
+#define VRING_DESC_WRITE        2
+#define VRING_DESC_INDIRECT     4
+
+/*
+ * The largest Queue Size (2.7, 2.8).  A table cannot need more entries, since
+ * a chain is no longer than the queue (2.7.5.3.1, 2.8.19).
+ */
+#define VRING_MAX_SIZE          32768
+
+/* Vring.event_flags; no flags that a packed ring may have */
+#define VRING_EVENT_FLAGS_UNKNOWN 0xffff
+
+/* A descriptor of either format, in the ring or in an indirect table */
+struct VringDesc {
+    uint64_t addr;
+    uint32_t len;
+    union {
+        struct {
+            uint16_t flags;
+            uint16_t next;
+        };
+        struct {
+            uint16_t id;
+            uint16_t flags;
+        } packed;
+    };
+};
+
+/* Where descriptors are read from: those of the ring or an indirect table */
+typedef struct VringDescTable {
+    const uint8_t *host;        /* NULL: by the general path, from addr */
+    hwaddr addr;
+    unsigned entries;
+    bool indirect;
+} VringDescTable;
+
+/**
+ * vring_copy_desc: read a descriptor once
+ *
+ * A table may lie anywhere, so that only bytes can be relied upon.
+ */
+static inline VringDesc vring_copy_desc(const void *host)
+{
+    const uint8_t *bytes = host;
+    VringDesc desc;
+
+    memcpy(&desc.addr, bytes + offsetof(VringDesc, addr), sizeof(desc.addr));
+    memcpy(&desc.len, bytes + offsetof(VringDesc, len), sizeof(desc.len));
+    memcpy(&desc.flags, bytes + offsetof(VringDesc, flags),
+           sizeof(desc.flags));
+    memcpy(&desc.next, bytes + offsetof(VringDesc, next), sizeof(desc.next));
+    /* Keeps the compiler from reading a field again. */
+    barrier();
+    return desc;
+}
+
+/**
+ * vring_fetch_desc: read a descriptor by the general path
+ *
+ * Returns: false if it is not in RAM
+ */
+bool vring_fetch_desc(Vring *vring, hwaddr addr, VringDesc *desc);
+
+/**
+ * vring_table_desc: read entry @i of a table, in the ring's byte order
+ *
+ * Returns: false if it is not in RAM
+ */
+static inline bool vring_table_desc(Vring *vring, const VringDescTable *table,
+                                    unsigned i, VringDesc *desc)
+{
+    uint64_t offset = (uint64_t)i * sizeof(VringDesc);
+
+    if (likely(table->host)) {
+        *desc = vring_copy_desc(table->host + offset);
+        return true;
+    }
+    return vring_fetch_desc(vring, table->addr + offset, desc);
+}
+
+/**
+ * vring_enter_table: go on in an indirect table
+ * @table: set to the table at @addr
+ * @len: its length in bytes, as the driver gave it
+ *
+ * Returns: 0 or a negative VringError
+ */
+static inline int vring_enter_table(Vring *vring, VringDescTable *table,
+                                    hwaddr addr, uint32_t len)
+{
+    if (unlikely(!len || len % sizeof(VringDesc) ||
+                 len / sizeof(VringDesc) > VRING_MAX_SIZE)) {
+        return -VRING_ERR_TABLE_LENGTH;
+    }
+    if (unlikely(len - 1 > UINT64_MAX - addr)) {
+        return -VRING_ERR_TABLE_ADDRESS;
+    }
+    table->host = vring_table_translate(vring->hold->table, addr, len,
+                                        &vring->region_hint);
+    table->addr = addr;
+    table->entries = len / sizeof(VringDesc);
+    table->indirect = true;
+    return 0;
+}
 
 /*
  * A chain while it is being read.  Device-readable vectors come first, so
@@ -120,16 +229,27 @@ static inline int vring_chain_add(Vring *vring, VringChain *chain, hwaddr addr,
 void vring_chain_undo(Vring *vring, VringChain *chain);
 
 /**
- * vring_chain_finish: turn a chain into an element
+ * vring_order_pop: note that an element was popped, with VIRTIO_F_IN_ORDER
+ * @elem: popped from the Vring's next position, which is still the next
+ */
+void vring_order_pop(Vring *vring, const VirtQueueElement *elem);
+
+/**
+ * vring_chain_finish: turn a chain into an element that is in flight
+ * @id: what tells the driver which one it is
+ * @ndescs: slots of the ring that it takes: packed: descriptors; split: one
+ *
+ * The Vring's next position is moved afterwards.
  */
 static inline void vring_chain_finish(Vring *vring, VringChain *chain,
-                                      VirtQueueElement *elem, unsigned head)
+                                      VirtQueueElement *elem, unsigned id,
+                                      unsigned ndescs)
 {
     VringBuffer *buf = chain->buf;
 
-    elem->index = head;
+    elem->index = id;
     elem->len = 0;
-    elem->ndescs = 1;
+    elem->ndescs = ndescs;
     elem->in_order_filled = false;
     elem->out_num = chain->out_num;
     elem->in_num = chain->num - chain->out_num;
@@ -144,33 +264,45 @@ static inline void vring_chain_finish(Vring *vring, VringChain *chain,
         buf->hold = vring->hold;
         buf->hold->inflight++;
     }
+    vring->inuse += ndescs;
+    if (unlikely(vring->order)) {
+        vring_order_pop(vring, elem);
+    }
 }
 
 /**
- * vring_used_is_logged: does anybody want to know of writes to the used ring?
- */
-static inline bool vring_used_is_logged(const Vring *vring)
-{
-    return vring_region_is_logged(vring->used_region);
-}
-
-/**
- * vring_mark_used_dirty: note that the device wrote to the used ring
- * @field: first byte, within the used ring
+ * vring_mark_dirty: note that the device wrote to one of the ring's areas
+ * @region: that of the area
+ * @field: host address of the first byte
  * @len: bytes
  */
-void vring_mark_used_dirty(Vring *vring, const void *field, size_t len);
+static inline void vring_mark_dirty(const VringRegion *region,
+                                    const void *field, size_t len)
+{
+    if (unlikely(vring_region_is_logged(region))) {
+        vring_region_set_dirty(region, (const uint8_t *)field - region->host,
+                               len);
+    }
+}
 
-/* The split ring (vring-split.c); contracts are those in vring.h. */
+/* The formats; contracts are those in vring.h. */
 bool vring_split_init(Vring *vring, Error **errp);
-bool vring_split_resolve(Vring *vring);
 int vring_split_pop(Vring *vring, VirtQueueElement *elem, VringBuffer *buf);
-void vring_split_push(Vring *vring, const VirtQueueElement *elem,
-                      uint32_t len);
+void vring_split_push(Vring *vring, unsigned id, uint32_t len);
 void vring_split_publish(Vring *vring);
 bool vring_split_should_notify(Vring *vring);
 void vring_split_disable_notification(Vring *vring);
 bool vring_split_enable_notification(Vring *vring);
 bool vring_split_more_avail(Vring *vring);
+
+bool vring_packed_init(Vring *vring, Error **errp);
+int vring_packed_pop(Vring *vring, VirtQueueElement *elem, VringBuffer *buf);
+void vring_packed_push(Vring *vring, unsigned id, unsigned ndescs,
+                       uint32_t len);
+void vring_packed_publish(Vring *vring);
+bool vring_packed_should_notify(Vring *vring);
+void vring_packed_disable_notification(Vring *vring);
+bool vring_packed_enable_notification(Vring *vring);
+bool vring_packed_more_avail(Vring *vring);
 
 #endif /* HW_VIRTIO_DATAPLANE_VRING_INTERNAL_H */

@@ -32,30 +32,11 @@
 #include "qemu/osdep.h"
 #include "qemu/host-utils.h"
 #include "qapi/error.h"
-#include "hw/virtio/dataplane/vring-accessors.h"
 #include "vring-internal.h"
-
-/* Descriptor flags (2.7.5) */
-#define SPLIT_DESC_NEXT         1
-#define SPLIT_DESC_WRITE        2
-#define SPLIT_DESC_INDIRECT     4
 
 /* Available ring flags (2.7.6) and used ring flags (2.7.8) */
 #define SPLIT_AVAIL_NO_INTERRUPT 1
 #define SPLIT_USED_NO_NOTIFY     1
-
-/*
- * The largest Queue Size (2.7).  A table cannot need more entries, since a
- * chain is no longer than the queue (2.7.5.3.1).
- */
-#define SPLIT_MAX_SIZE          32768
-
-struct VringDesc {
-    uint64_t addr;
-    uint32_t len;
-    uint16_t flags;
-    uint16_t next;
-};
 
 struct VringAvail {
     uint16_t flags;
@@ -74,32 +55,7 @@ struct VringUsed {
     VringUsedElement ring[];    /* followed by avail_event */
 };
 
-/* Where descriptors are read from: the descriptor table or an indirect one */
-typedef struct SplitTable {
-    const uint8_t *host;        /* NULL: by the general path, from addr */
-    hwaddr addr;
-    unsigned entries;
-    bool indirect;
-} SplitTable;
-
 /* Layout */
-
-static size_t split_desc_size(const Vring *vring)
-{
-    return sizeof(VringDesc) * vring->config.num;
-}
-
-static size_t split_avail_size(const Vring *vring)
-{
-    return sizeof(VringAvail) +
-           sizeof(uint16_t) * (vring->config.num + vring->config.event_idx);
-}
-
-static size_t split_used_size(const Vring *vring)
-{
-    return sizeof(VringUsed) + sizeof(VringUsedElement) * vring->config.num +
-           sizeof(uint16_t) * vring->config.event_idx;
-}
 
 static const uint16_t *split_used_event(const Vring *vring)
 {
@@ -115,9 +71,9 @@ bool vring_split_init(Vring *vring, Error **errp)
 {
     const VringConfig *config = &vring->config;
 
-    if (!is_power_of_2(config->num) || config->num > SPLIT_MAX_SIZE) {
+    if (!is_power_of_2(config->num) || config->num > VRING_MAX_SIZE) {
         error_setg(errp, "queue size %u is not a power of 2 up to %d",
-                   config->num, SPLIT_MAX_SIZE);
+                   config->num, VRING_MAX_SIZE);
         return false;
     }
     /* 2.7.1; an unaligned 16-bit access is not a single one everywhere */
@@ -125,36 +81,13 @@ bool vring_split_init(Vring *vring, Error **errp)
         error_setg(errp, "the virtqueue's rings are not aligned");
         return false;
     }
+    vring->avail_size = sizeof(VringAvail) +
+                        sizeof(uint16_t) * (config->num + config->event_idx);
+    vring->used_size = sizeof(VringUsed) +
+                       sizeof(VringUsedElement) * config->num +
+                       sizeof(uint16_t) * config->event_idx;
     vring->mask = config->num - 1;
     vring->swap = vring_must_swap(config->big_endian);
-    return true;
-}
-
-/*
- * Finds the ring's areas in the current table.  They are lost together, so
- * that one pointer tells.
- */
-bool vring_split_resolve(Vring *vring)
-{
-    const VringConfig *config = &vring->config;
-    const VringTable *table = vring->hold->table;
-    unsigned *hint = &vring->region_hint;
-
-    vring->desc = vring_table_translate(table, config->desc,
-                                        split_desc_size(vring), hint);
-    vring->avail = vring_table_translate(table, config->avail,
-                                         split_avail_size(vring), hint);
-    vring->used = vring_table_translate(table, config->used,
-                                        split_used_size(vring), hint);
-    if (!vring->desc || !vring->avail || !vring->used) {
-        vring->desc = NULL;
-        vring->avail = NULL;
-        vring->used = NULL;
-        vring->used_region = NULL;
-        return false;
-    }
-    vring->used_region = vring_table_find(table, config->used, hint);
-    vring->used_offset = config->used - vring->used_region->base;
     return true;
 }
 
@@ -199,35 +132,6 @@ static int split_next_head(Vring *vring, uint16_t *head)
     return *head < vring->config.num ? 1 : -VRING_ERR_HEAD;
 }
 
-/*
- * Copies a descriptor once.  A table may lie anywhere, so that only bytes can
- * be relied upon.
- */
-static VringDesc split_copy_desc(const uint8_t *host)
-{
-    VringDesc desc;
-
-    memcpy(&desc.addr, host + offsetof(VringDesc, addr), sizeof(desc.addr));
-    memcpy(&desc.len, host + offsetof(VringDesc, len), sizeof(desc.len));
-    memcpy(&desc.flags, host + offsetof(VringDesc, flags), sizeof(desc.flags));
-    memcpy(&desc.next, host + offsetof(VringDesc, next), sizeof(desc.next));
-    /* Keeps the compiler from reading a field again. */
-    barrier();
-    return desc;
-}
-
-/* By the general path; false if the descriptor is not in RAM */
-static bool split_fetch_desc(Vring *vring, hwaddr addr, VringDesc *desc)
-{
-    uint8_t bytes[sizeof(*desc)];
-
-    if (!vring_memory_read(vring->mem, addr, bytes, sizeof(bytes))) {
-        return false;
-    }
-    *desc = split_copy_desc(bytes);
-    return true;
-}
-
 static void split_swap_desc(VringDesc *desc)
 {
     desc->addr = bswap64(desc->addr);
@@ -237,7 +141,8 @@ static void split_swap_desc(VringDesc *desc)
 }
 
 /* Goes on in the indirect table that @desc points to (2.7.5.3) */
-static int split_enter_table(Vring *vring, VringDesc desc, SplitTable *table)
+static int split_enter_table(Vring *vring, VringDesc desc,
+                             VringDescTable *table)
 {
     if (!vring->config.indirect) {
         return -VRING_ERR_INDIRECT_FEATURE;
@@ -245,28 +150,16 @@ static int split_enter_table(Vring *vring, VringDesc desc, SplitTable *table)
     if (table->indirect) {
         return -VRING_ERR_INDIRECT_NESTED;
     }
-    if (desc.flags & SPLIT_DESC_NEXT) {
+    if (desc.flags & VRING_DESC_NEXT) {
         return -VRING_ERR_INDIRECT_NEXT;
     }
-    if (!desc.len || desc.len % sizeof(VringDesc) ||
-        desc.len / sizeof(VringDesc) > SPLIT_MAX_SIZE) {
-        return -VRING_ERR_TABLE_LENGTH;
-    }
-    if (desc.len - 1 > UINT64_MAX - desc.addr) {
-        return -VRING_ERR_TABLE_ADDRESS;
-    }
-    table->host = vring_table_translate(vring->hold->table, desc.addr,
-                                        desc.len, &vring->region_hint);
-    table->addr = desc.addr;
-    table->entries = desc.len / sizeof(VringDesc);
-    table->indirect = true;
-    return 0;
+    return vring_enter_table(vring, table, desc.addr, desc.len);
 }
 
 /* Follows the chain from @head; returns 0 or a negative VringError */
 static int split_read_chain(Vring *vring, uint16_t head, VringChain *chain)
 {
-    SplitTable table = {
+    VringDescTable table = {
         .host = (const uint8_t *)vring->desc,
         .addr = vring->config.desc,
         .entries = vring->config.num,
@@ -275,21 +168,18 @@ static int split_read_chain(Vring *vring, uint16_t head, VringChain *chain)
     int ret;
 
     for (;;) {
-        uint64_t offset = (uint64_t)i * sizeof(VringDesc);
         VringDesc desc;
 
         if (unlikely(steps++ == table.entries)) {
             return -VRING_ERR_LOOP;
         }
-        if (likely(table.host)) {
-            desc = split_copy_desc(table.host + offset);
-        } else if (!split_fetch_desc(vring, table.addr + offset, &desc)) {
+        if (unlikely(!vring_table_desc(vring, &table, i, &desc))) {
             return -VRING_ERR_TABLE_ADDRESS;
         }
         if (unlikely(vring->swap)) {
             split_swap_desc(&desc);
         }
-        if (desc.flags & SPLIT_DESC_INDIRECT) {
+        if (desc.flags & VRING_DESC_INDIRECT) {
             ret = split_enter_table(vring, desc, &table);
             if (unlikely(ret < 0)) {
                 return ret;
@@ -299,11 +189,11 @@ static int split_read_chain(Vring *vring, uint16_t head, VringChain *chain)
             continue;
         }
         ret = vring_chain_add(vring, chain, desc.addr, desc.len,
-                              desc.flags & SPLIT_DESC_WRITE);
+                              desc.flags & VRING_DESC_WRITE);
         if (unlikely(ret < 0)) {
             return ret;
         }
-        if (!(desc.flags & SPLIT_DESC_NEXT)) {
+        if (!(desc.flags & VRING_DESC_NEXT)) {
             return 0;
         }
         if (unlikely(desc.next >= table.entries)) {
@@ -354,7 +244,7 @@ int vring_split_pop(Vring *vring, VirtQueueElement *elem, VringBuffer *buf)
         vring_chain_undo(vring, &chain);
         return ret;
     }
-    vring_chain_finish(vring, &chain, elem, head);
+    vring_chain_finish(vring, &chain, elem, head, 1);
     vring->last_avail_idx++;
     split_prefetch(vring);
     return 1;
@@ -362,27 +252,29 @@ int vring_split_pop(Vring *vring, VirtQueueElement *elem, VringBuffer *buf)
 
 /* Returning buffers */
 
-void vring_split_push(Vring *vring, const VirtQueueElement *elem, uint32_t len)
+void vring_split_push(Vring *vring, unsigned id, uint32_t len)
 {
     VringUsedElement *used = &vring->used->ring[vring->used_idx & vring->mask];
 
-    vring_store32(vring->swap, &used->id, elem->index);
+    vring_store32(vring->swap, &used->id, id);
     vring_store32(vring->swap, &used->len, len);
+    vring->used_idx++;
 }
 
 static void split_mark_published(Vring *vring)
 {
-    unsigned from = vring->published_idx & vring->mask;
-    unsigned count = vring_unpublished(vring);
+    unsigned count = vring->unpublished;
+    unsigned from = (vring->used_idx - count) & vring->mask;
     unsigned first = MIN(count, vring->config.num - from);
 
-    vring_mark_used_dirty(vring, &vring->used->ring[from],
-                          first * sizeof(VringUsedElement));
+    vring_mark_dirty(vring->used_region, &vring->used->ring[from],
+                     first * sizeof(VringUsedElement));
     if (first < count) {
-        vring_mark_used_dirty(vring, &vring->used->ring[0],
-                              (count - first) * sizeof(VringUsedElement));
+        vring_mark_dirty(vring->used_region, &vring->used->ring[0],
+                         (count - first) * sizeof(VringUsedElement));
     }
-    vring_mark_used_dirty(vring, &vring->used->idx, sizeof(vring->used->idx));
+    vring_mark_dirty(vring->used_region, &vring->used->idx,
+                     sizeof(vring->used->idx));
 }
 
 void vring_split_publish(Vring *vring)
@@ -390,10 +282,9 @@ void vring_split_publish(Vring *vring)
     /* Elements and data are in place before the index shows them (2.7.8.2) */
     smp_wmb();
     vring_store16(vring->swap, &vring->used->idx, vring->used_idx);
-    if (unlikely(vring_used_is_logged(vring))) {
+    if (unlikely(vring_region_is_logged(vring->used_region))) {
         split_mark_published(vring);
     }
-    vring->published_idx = vring->used_idx;
 }
 
 /* Notifications */
@@ -401,7 +292,7 @@ void vring_split_publish(Vring *vring)
 bool vring_split_should_notify(Vring *vring)
 {
     uint16_t old = vring->signalled_used;
-    uint16_t new = vring->published_idx;
+    uint16_t new = vring->used_idx - vring->unpublished;
     bool valid = vring->signalled_used_valid;
     uint16_t event;
 
@@ -427,10 +318,8 @@ bool vring_split_should_notify(Vring *vring)
 static void split_set_used_flags(Vring *vring, uint16_t flags)
 {
     vring_store16(vring->swap, &vring->used->flags, flags);
-    if (unlikely(vring_used_is_logged(vring))) {
-        vring_mark_used_dirty(vring, &vring->used->flags,
-                              sizeof(vring->used->flags));
-    }
+    vring_mark_dirty(vring->event_region, &vring->used->flags,
+                     sizeof(vring->used->flags));
 }
 
 void vring_split_disable_notification(Vring *vring)
@@ -449,10 +338,8 @@ bool vring_split_enable_notification(Vring *vring)
     if (vring->config.event_idx) {
         vring_store16(vring->swap, split_avail_event(vring),
                       vring->last_avail_idx);
-        if (unlikely(vring_used_is_logged(vring))) {
-            vring_mark_used_dirty(vring, split_avail_event(vring),
-                                  sizeof(uint16_t));
-        }
+        vring_mark_dirty(vring->event_region, split_avail_event(vring),
+                         sizeof(uint16_t));
     } else {
         split_set_used_flags(vring, 0);
     }

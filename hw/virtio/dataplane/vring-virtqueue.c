@@ -17,27 +17,6 @@
 #include "hw/virtio/virtio.h"
 #include "hw/virtio/dataplane/vring.h"
 
-/* Only what the driver negotiated counts, not what was offered (FEAT-10) */
-static bool vring_supports(VirtIODevice *vdev, Error **errp)
-{
-    static const struct {
-        unsigned bit;
-        const char *name;
-    } unsupported[] = {
-        { VIRTIO_F_RING_PACKED, "packed virtqueues" },
-        { VIRTIO_F_IN_ORDER, "VIRTIO_F_IN_ORDER" },
-    };
-
-    for (int i = 0; i < ARRAY_SIZE(unsupported); i++) {
-        if (virtio_vdev_has_feature(vdev, unsupported[i].bit)) {
-            error_setg(errp, "the driver has negotiated %s",
-                       unsupported[i].name);
-            return false;
-        }
-    }
-    return true;
-}
-
 static bool vring_area_is_in_ram(VringMemory *mem, hwaddr addr, hwaddr size,
                                  bool is_write)
 {
@@ -75,14 +54,81 @@ static void vring_check_areas(VirtIODevice *vdev, int n, VringMemory *mem,
     }
 }
 
+/*
+ * With VIRTIO_F_IN_ORDER the VirtQueue knows the order of the elements in
+ * flight, unless they came from another host: the migration stream has none of
+ * it.
+ */
+static bool vring_take_order(Vring *vring, const VirtQueueElement *used_elems)
+{
+    unsigned num = vring->config.num;
+    unsigned ndescs;
+
+    vring->order_head = vring->used_idx % num;
+    for (unsigned slots = 0; slots < vring->inuse; slots += ndescs) {
+        unsigned pos = (vring->order_head + slots) % num;
+        const VirtQueueElement *elem = &used_elems[pos];
+
+        ndescs = elem->ndescs;
+        if (!ndescs || ndescs > vring->inuse - slots) {
+            return false;
+        }
+        vring->order[pos] = (VringOrder) {
+            .id = elem->index,
+            .ndescs = ndescs,
+            .len = elem->len,
+            .done = elem->in_order_filled,
+        };
+    }
+    return true;
+}
+
+static void vring_return_order(const Vring *vring,
+                               VirtQueueElement *used_elems)
+{
+    for (unsigned i = 0; i < vring->config.num; i++) {
+        const VringOrder *order = &vring->order[i];
+
+        used_elems[i].index = order->id;
+        used_elems[i].ndescs = order->ndescs;
+        used_elems[i].len = order->len;
+        used_elems[i].in_order_filled = order->done;
+    }
+}
+
+static bool vring_take_state(Vring *vring, const VirtQueueRingState *state,
+                             Error **errp)
+{
+    vring->last_avail_idx = state->last_avail_idx;
+    vring->shadow_avail_idx = state->last_avail_idx;
+    vring->avail_wrap = state->last_avail_wrap_counter;
+    vring->used_idx = state->used_idx;
+    vring->used_wrap = state->used_wrap_counter;
+    vring->signalled_used = state->signalled_used;
+    vring->signalled_used_valid = state->signalled_used_valid;
+    vring->inuse = state->inuse;
+    /* In a packed ring it is valid for one lap only. */
+    vring->unsignalled_slots = state->used_idx - state->signalled_used;
+
+    if (vring->order && !vring_take_order(vring, state->used_elems)) {
+        error_setg(errp, "the order of requests in flight is not known "
+                   "(VIRTIO_F_IN_ORDER)");
+        return false;
+    }
+    return true;
+}
+
 bool vring_setup(Vring *vring, VirtIODevice *vdev, int n, VringMemory *mem,
                  Error **errp)
 {
+    /* Only what the driver negotiated counts, not what was offered (FEAT-10) */
     VringConfig config = {
         .num = virtio_queue_get_num(vdev, n),
         .desc = virtio_queue_get_desc_addr(vdev, n),
         .avail = virtio_queue_get_avail_addr(vdev, n),
         .used = virtio_queue_get_used_addr(vdev, n),
+        .packed = virtio_vdev_has_feature(vdev, VIRTIO_F_RING_PACKED),
+        .in_order = virtio_vdev_has_feature(vdev, VIRTIO_F_IN_ORDER),
         .event_idx = virtio_vdev_has_feature(vdev, VIRTIO_RING_F_EVENT_IDX),
         .indirect = virtio_vdev_has_feature(vdev, VIRTIO_RING_F_INDIRECT_DESC),
         .notify_on_empty = virtio_vdev_has_feature(vdev,
@@ -91,35 +137,47 @@ bool vring_setup(Vring *vring, VirtIODevice *vdev, int n, VringMemory *mem,
     };
     VirtQueueRingState state;
 
-    if (!vring_supports(vdev, errp)) {
-        return false;
-    }
     if (!vring_open(vring, &config, mem, errp)) {
         vring_check_areas(vdev, n, mem, &config);
         return false;
     }
-
     virtio_queue_get_ring_state(virtio_get_queue(vdev, n), &state);
-    vring->last_avail_idx = state.last_avail_idx;
-    vring->shadow_avail_idx = state.last_avail_idx;
-    vring->used_idx = state.used_idx;
-    vring->published_idx = state.used_idx;
-    vring->signalled_used = state.signalled_used;
-    vring->signalled_used_valid = state.signalled_used_valid;
-    vring->inuse = state.inuse;
+    if (!vring_take_state(vring, &state, errp)) {
+        vring_close(vring);
+        return false;
+    }
     return true;
+}
+
+/* Where the driver was considered last, if that is in this lap of the ring */
+static void vring_return_signalled(const Vring *vring,
+                                   VirtQueueRingState *state)
+{
+    if (vring->config.packed) {
+        state->signalled_used = vring->used_idx - vring->unsignalled_slots;
+        state->signalled_used_valid = vring->signalled_used_valid &&
+            vring->unsignalled_slots <= vring->used_idx;
+    } else {
+        state->signalled_used = vring->signalled_used;
+        state->signalled_used_valid = vring->signalled_used_valid;
+    }
 }
 
 void vring_teardown(Vring *vring, VirtIODevice *vdev, int n)
 {
-    VirtQueueRingState state = {
-        .last_avail_idx = vring->last_avail_idx,
-        .used_idx = vring->used_idx,
-        .signalled_used = vring->signalled_used,
-        .signalled_used_valid = vring->signalled_used_valid,
-        .inuse = vring->inuse,
-    };
+    VirtQueue *vq = virtio_get_queue(vdev, n);
+    VirtQueueRingState state;
 
-    virtio_queue_set_ring_state(virtio_get_queue(vdev, n), &state);
+    virtio_queue_get_ring_state(vq, &state);
+    if (vring->order) {
+        vring_return_order(vring, state.used_elems);
+    }
+    state.last_avail_idx = vring->last_avail_idx;
+    state.last_avail_wrap_counter = vring->avail_wrap;
+    state.used_idx = vring->used_idx;
+    state.used_wrap_counter = vring->used_wrap;
+    state.inuse = vring->inuse;
+    vring_return_signalled(vring, &state);
+    virtio_queue_set_ring_state(vq, &state);
     vring_close(vring);
 }

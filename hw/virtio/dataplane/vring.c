@@ -2,9 +2,9 @@
  * The device side of one virtqueue: what does not depend on the ring format
  *
  * Knows how an element's memory is mapped, kept alive, marked dirty and given
- * back.  Does not know how a ring is laid out (vring-split.c), where its
- * state comes from (vring-virtqueue.c), or how the memory table is made
- * (vring-memory.c).
+ * back, and keeps the order of elements with VIRTIO_F_IN_ORDER.  Does not know
+ * how a ring is laid out (vring-split.c, vring-packed.c), where its state comes
+ * from (vring-virtqueue.c), or how the memory table is made (vring-memory.c).
  *
  * Copyright (c) 2026 the virtio-blk data plane authors
  *
@@ -28,6 +28,8 @@ const char *vring_error_str(VringError err)
             "next of a descriptor is beyond its table",
         [VRING_ERR_LOOP] =
             "descriptor chain is longer than its table",
+        [VRING_ERR_UNAVAILABLE] =
+            "descriptor list goes on in a descriptor that is not available",
         [VRING_ERR_TOO_LONG] =
             "descriptor chain has too many buffers",
         [VRING_ERR_ORDER] =
@@ -203,6 +205,19 @@ void vring_chain_undo(Vring *vring, VringChain *chain)
     vring_buffer_release(chain->buf);
 }
 
+/* Indirect tables */
+
+bool vring_fetch_desc(Vring *vring, hwaddr addr, VringDesc *desc)
+{
+    uint8_t bytes[sizeof(*desc)];
+
+    if (!vring_memory_read(vring->mem, addr, bytes, sizeof(bytes))) {
+        return false;
+    }
+    *desc = vring_copy_desc(bytes);
+    return true;
+}
+
 /* Giving an element's memory back */
 
 static void vring_mark_element_dirty(Vring *vring,
@@ -268,15 +283,50 @@ void vring_pin(Vring *vring, const VirtQueueElement *elem, VringBuffer *buf)
     buf->hold = NULL;
 }
 
-void vring_mark_used_dirty(Vring *vring, const void *field, size_t len)
-{
-    uint64_t offset = (const char *)field - (const char *)vring->used;
+/* Life */
 
-    vring_region_set_dirty(vring->used_region, vring->used_offset + offset,
-                           len);
+static bool vring_init_format(Vring *vring, Error **errp)
+{
+    return vring->config.packed ? vring_packed_init(vring, errp)
+                                : vring_split_init(vring, errp);
 }
 
-/* Life */
+static void vring_lose(Vring *vring)
+{
+    vring->desc = NULL;
+    vring->avail = NULL;
+    vring->used = NULL;
+    vring->used_region = NULL;
+    vring->event_region = NULL;
+}
+
+/*
+ * Finds the ring's areas in the current table.  They are lost together, so
+ * that one pointer tells.
+ */
+static bool vring_resolve(Vring *vring)
+{
+    const VringConfig *config = &vring->config;
+    const VringTable *table = vring->hold->table;
+    unsigned *hint = &vring->region_hint;
+
+    vring->desc = vring_table_translate(table, config->desc,
+                                        sizeof(VringDesc) * config->num, hint);
+    vring->avail = vring_table_translate(table, config->avail,
+                                         vring->avail_size, hint);
+    vring->used = vring_table_translate(table, config->used,
+                                        vring->used_size, hint);
+    if (!vring->desc || !vring->avail || !vring->used) {
+        vring_lose(vring);
+        return false;
+    }
+    /* What stands in memory that has returned is not known. */
+    vring->event_flags = VRING_EVENT_FLAGS_UNKNOWN;
+    vring->event_region = vring_table_find(table, config->used, hint);
+    vring->used_region = config->packed ?
+        vring_table_find(table, config->desc, hint) : vring->event_region;
+    return true;
+}
 
 bool vring_open(Vring *vring, const VringConfig *config, VringMemory *mem,
                 Error **errp)
@@ -285,16 +335,19 @@ bool vring_open(Vring *vring, const VringConfig *config, VringMemory *mem,
         .config = *config,
         .mem = mem,
     };
-    if (!vring_split_init(vring, errp)) {
+    if (!vring_init_format(vring, errp)) {
         return false;
     }
 
     vring->hold = vring_hold_new(vring_memory_get_table(mem));
-    if (!vring_split_resolve(vring)) {
+    if (!vring_resolve(vring)) {
         vring_hold_free(vring->hold);
         vring->hold = NULL;
         error_setg(errp, "the virtqueue's rings are not in guest RAM");
         return false;
+    }
+    if (config->in_order) {
+        vring->order = g_new0(VringOrder, config->num);
     }
     return true;
 }
@@ -303,10 +356,9 @@ void vring_close(Vring *vring)
 {
     vring_hold_free(vring->hold);
     vring->hold = NULL;
-    vring->desc = NULL;
-    vring->avail = NULL;
-    vring->used = NULL;
-    vring->used_region = NULL;
+    vring_lose(vring);
+    g_free(vring->order);
+    vring->order = NULL;
 }
 
 void vring_refresh_memory(Vring *vring)
@@ -318,10 +370,98 @@ void vring_refresh_memory(Vring *vring)
     }
     vring->hold = vring_hold_new(vring_memory_get_table(vring->mem));
     vring->region_hint = 0;
-    vring_split_resolve(vring);
+    vring_resolve(vring);
     if (!old->inflight) {
         vring_hold_free(old);
     }
+}
+
+/* Puts a used element into the ring, unless the driver is not to see it */
+static inline void vring_put_used(Vring *vring, unsigned id, unsigned ndescs,
+                           uint32_t len)
+{
+    assert(vring->inuse >= ndescs);
+    vring->inuse -= ndescs;
+    if (unlikely(!vring->desc || vring->broken)) {
+        return;
+    }
+    if (vring->config.packed) {
+        vring_packed_push(vring, id, ndescs, len);
+    } else {
+        vring_split_push(vring, id, len);
+    }
+    vring->unpublished++;
+}
+
+/* VIRTIO_F_IN_ORDER (2.7.9, 2.8.8) */
+
+static VringOrder *vring_order_at(Vring *vring, unsigned pos)
+{
+    /* Split positions count on beyond the ring, packed ones do not. */
+    return &vring->order[pos % vring->config.num];
+}
+
+void vring_order_pop(Vring *vring, const VirtQueueElement *elem)
+{
+    unsigned pos = vring->last_avail_idx;
+
+    *vring_order_at(vring, pos) = (VringOrder) {
+        .id = elem->index,
+        .ndescs = elem->ndescs,
+    };
+}
+
+/*
+ * Most requests complete about in the order in which they came, so that the
+ * search is short.  A driver may use an id twice, at its own loss: the older
+ * element is meant then.
+ */
+static VringOrder *vring_order_find(Vring *vring, unsigned id)
+{
+    unsigned slots = 0;
+
+    while (slots < vring->inuse) {
+        VringOrder *order = vring_order_at(vring, vring->order_head + slots);
+
+        if (order->id == id && !order->done) {
+            return order;
+        }
+        assert(order->ndescs);
+        slots += order->ndescs;
+    }
+    return NULL;
+}
+
+/* Returns all elements that have none before them in flight any more */
+static void vring_order_flush(Vring *vring)
+{
+    while (vring->inuse) {
+        VringOrder *order = vring_order_at(vring, vring->order_head);
+
+        if (!order->done) {
+            break;
+        }
+        order->done = false;
+        vring->order_head = (vring->order_head + order->ndescs) %
+                            vring->config.num;
+        if (unlikely(order->detached)) {
+            vring->inuse -= order->ndescs;
+        } else {
+            vring_put_used(vring, order->id, order->ndescs, order->len);
+        }
+    }
+}
+
+static void vring_order_done(Vring *vring, const VirtQueueElement *elem,
+                             uint32_t len, bool detached)
+{
+    VringOrder *order = vring_order_find(vring, elem->index);
+
+    assert(order);
+    order->done = true;
+    order->detached = detached;
+    order->len = len;
+    vring_order_flush(vring);
 }
 
 /* The ring, whatever its format */
@@ -336,10 +476,9 @@ int vring_pop(Vring *vring, VirtQueueElement *elem, VringBuffer *buf)
     if (unlikely(!vring->desc)) {
         return -VRING_ERR_RING_LOST;
     }
-    ret = vring_split_pop(vring, elem, buf);
-    if (ret > 0) {
-        vring->inuse++;
-    } else if (unlikely(ret < 0)) {
+    ret = vring->config.packed ? vring_packed_pop(vring, elem, buf)
+                               : vring_split_pop(vring, elem, buf);
+    if (unlikely(ret < 0)) {
         vring->broken = true;
     }
     return ret;
@@ -349,19 +488,22 @@ void vring_push(Vring *vring, const VirtQueueElement *elem, VringBuffer *buf,
                 uint32_t len)
 {
     vring_unmap(vring, elem, buf);
-    assert(vring->inuse > 0);
-    vring->inuse--;
-    if (likely(vring->used && !vring->broken)) {
-        vring_split_push(vring, elem, len);
-        vring->used_idx++;
+    if (unlikely(vring->order)) {
+        vring_order_done(vring, elem, len, false);
+    } else {
+        vring_put_used(vring, elem->index, elem->ndescs, len);
     }
 }
 
 void vring_detach(Vring *vring, const VirtQueueElement *elem, VringBuffer *buf)
 {
     vring_unmap(vring, elem, buf);
-    assert(vring->inuse > 0);
-    vring->inuse--;
+    if (unlikely(vring->order)) {
+        vring_order_done(vring, elem, 0, true);
+    } else {
+        assert(vring->inuse >= elem->ndescs);
+        vring->inuse -= elem->ndescs;
+    }
 }
 
 void vring_discard(Vring *vring, const VirtQueueElement *elem)
@@ -371,33 +513,48 @@ void vring_discard(Vring *vring, const VirtQueueElement *elem)
 
 unsigned vring_publish(Vring *vring)
 {
-    unsigned count = vring_unpublished(vring);
+    unsigned count = vring->unpublished;
 
-    if (!count || unlikely(!vring->used || vring->broken)) {
+    if (!count || unlikely(!vring->desc || vring->broken)) {
         return 0;
     }
-    vring_split_publish(vring);
+    if (vring->config.packed) {
+        vring_packed_publish(vring);
+    } else {
+        vring_split_publish(vring);
+    }
+    vring->unpublished = 0;
     return count;
 }
 
 bool vring_should_notify(Vring *vring)
 {
-    return vring->used && vring_split_should_notify(vring);
+    if (unlikely(!vring->desc)) {
+        return false;
+    }
+    return vring->config.packed ? vring_packed_should_notify(vring)
+                                : vring_split_should_notify(vring);
 }
 
 void vring_disable_notification(Vring *vring)
 {
-    if (likely(vring->used)) {
+    if (unlikely(!vring->desc)) {
+        return;
+    }
+    if (vring->config.packed) {
+        vring_packed_disable_notification(vring);
+    } else {
         vring_split_disable_notification(vring);
     }
 }
 
 bool vring_enable_notification(Vring *vring)
 {
-    if (unlikely(!vring->used || vring->broken)) {
+    if (unlikely(!vring->desc || vring->broken)) {
         return false;
     }
-    return vring_split_enable_notification(vring);
+    return vring->config.packed ? vring_packed_enable_notification(vring)
+                                : vring_split_enable_notification(vring);
 }
 
 bool vring_more_avail(Vring *vring)
@@ -405,5 +562,6 @@ bool vring_more_avail(Vring *vring)
     if (unlikely(!vring->desc || vring->broken)) {
         return false;
     }
-    return vring_split_more_avail(vring);
+    return vring->config.packed ? vring_packed_more_avail(vring)
+                                : vring_split_more_avail(vring);
 }

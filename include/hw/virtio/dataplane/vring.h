@@ -43,6 +43,7 @@ typedef enum VringError {
     VRING_ERR_QUEUE_FULL,       /* more buffers in flight than the queue has */
     VRING_ERR_NEXT,             /* next is not a descriptor */
     VRING_ERR_LOOP,             /* chain longer than its table */
+    VRING_ERR_UNAVAILABLE,      /* list goes on where nothing is available */
     VRING_ERR_TOO_LONG,         /* more than VIRTQUEUE_MAX_SIZE vectors */
     VRING_ERR_ORDER,            /* device-readable behind device-writable */
     VRING_ERR_ADDRESS,          /* buffer is not in RAM of that direction */
@@ -85,43 +86,75 @@ typedef struct VringBuffer {
     hwaddr inline_addr[VRING_INLINE_VECTORS];
 } VringBuffer;
 
+/* The areas of a virtqueue; what is in them is known to its format only. */
 typedef struct VringDesc VringDesc;
 typedef struct VringAvail VringAvail;
 typedef struct VringUsed VringUsed;
+typedef struct VringEvent VringEvent;
+
+/* An element that was popped, with VIRTIO_F_IN_ORDER. */
+typedef struct VringOrder {
+    uint32_t len;               /* bytes written, if @done */
+    uint16_t id;
+    uint16_t ndescs;            /* slots of the ring that it takes */
+    bool done;                  /* waits for those before it */
+    bool detached;              /* @done, and the driver is not to see it */
+} VringOrder;
 
 typedef struct VringConfig {
-    unsigned num;               /* queue size, a power of two */
-    hwaddr desc;                /* guest addresses of the three areas */
-    hwaddr avail;
-    hwaddr used;
-    bool event_idx;             /* negotiated features */
+    unsigned num;               /* queue size; split: a power of two */
+    hwaddr desc;                /* guest addresses of the three areas, */
+    hwaddr avail;               /* packed: the driver's event structure */
+    hwaddr used;                /* packed: the device's event structure */
+    bool packed;                /* negotiated features */
+    bool in_order;
+    bool event_idx;
     bool indirect;
     bool notify_on_empty;
-    bool big_endian;            /* byte order of the ring */
+    bool big_endian;            /* byte order of a split ring */
 } VringConfig;
 
 typedef struct Vring {
-    /* Read at each operation, written only by setup and memory changes. */
-    const VringDesc *desc;      /* host addresses; NULL: the ring is lost */
-    const VringAvail *avail;
-    VringUsed *used;
+    /*
+     * Read at each operation, written only by setup and memory changes.
+     * Host addresses are NULL, all of them, if the ring is lost.
+     */
+    VringDesc *desc;            /* split: only read */
+    union {
+        const VringAvail *avail;
+        const VringEvent *driver_event;
+    };
+    union {
+        VringUsed *used;
+        VringEvent *device_event;
+    };
     VringHold *hold;
     VringMemory *mem;
-    const VringRegion *used_region;
-    uint64_t used_offset;       /* of the used ring in its region */
+    const VringRegion *used_region;     /* where used elements are written */
+    const VringRegion *event_region;    /* where kicks are asked for */
+    VringOrder *order;          /* by position in the ring; NULL: any order */
     VringConfig config;
-    uint16_t mask;              /* config.num - 1 */
+    uint32_t avail_size;        /* bytes of the areas behind the descriptors */
+    uint32_t used_size;
+    uint16_t mask;              /* split: config.num - 1 */
     bool swap;                  /* ring is not in host byte order */
 
     /* Written at each operation, in the owner's context. */
     bool broken;
     bool signalled_used_valid;
+    bool avail_wrap;            /* packed: wrap counters of the positions */
+    bool used_wrap;
     uint16_t last_avail_idx;    /* next entry to pop */
-    uint16_t shadow_avail_idx;  /* the driver's index when last read */
+    uint16_t shadow_avail_idx;  /* split: the driver's index when last read */
     uint16_t used_idx;          /* next entry to fill */
-    uint16_t published_idx;     /* what the driver sees in used->idx */
-    uint16_t signalled_used;    /* published_idx at the last event check */
-    unsigned inuse;             /* popped and not yet pushed */
+    uint16_t signalled_used;    /* split: what was visible at the last check */
+    uint16_t first_flags;       /* packed: those of the first unpublished */
+    uint16_t event_flags;       /* packed: what the driver sees of ours */
+    uint16_t order_head;        /* slot of the oldest element, with @order */
+    unsigned unpublished;       /* elements pushed and not yet visible */
+    unsigned unpublished_slots; /* packed: descriptors that they take */
+    unsigned unsignalled_slots; /* packed: made visible since the last check */
+    unsigned inuse;             /* slots popped and not yet returned */
     unsigned region_hint;       /* see vring_table_find() */
 } Vring;
 
@@ -131,14 +164,14 @@ typedef struct Vring {
 const char *vring_error_str(VringError err);
 
 /**
- * vring_open: prepare a Vring whose positions are all 0
+ * vring_open: prepare a Vring whose positions are those after a reset
  * @vring: contents are overwritten
- * @config: copied; must satisfy VIRTIO 1.3, 2.7.1 and 2.7
+ * @config: copied; must satisfy VIRTIO 1.3, 2.7 and 2.7.1, or 2.8 and 2.8.10.1
  * @mem: guest memory; outlives the Vring
  *
- * Returns: false if an area is not wholly within one RAM region, is not
- *          aligned (2.7.1), or if the size is no power of two; nothing is
- *          held then
+ * Returns: false if an area is not wholly within one RAM region or not
+ *          aligned, or if the format does not allow the size; nothing is held
+ *          then
  *
  * Pair: vring_close().  Devices call vring_setup() instead.
  *
@@ -250,6 +283,7 @@ int vring_pop(Vring *vring, VirtQueueElement *elem, VringBuffer *buf);
  *
  * All device-writable memory of @elem is marked dirty.  If the Vring is
  * broken or lost the element is only unmapped: the driver never sees it.
+ * With VIRTIO_F_IN_ORDER an element waits for all that were popped before it.
  *
  * Context: the queue's AioContext
  */
@@ -295,13 +329,13 @@ void vring_pin(Vring *vring, const VirtQueueElement *elem, VringBuffer *buf);
 unsigned vring_publish(Vring *vring);
 
 /**
- * vring_unpublished: number of elements that were pushed and are not visible
+ * vring_unpublished: number of elements that vring_publish() would show
  *
  * Context: the queue's AioContext
  */
 static inline unsigned vring_unpublished(const Vring *vring)
 {
-    return (uint16_t)(vring->used_idx - vring->published_idx);
+    return vring->unpublished;
 }
 
 /**
