@@ -880,7 +880,6 @@ static const AreaCase area_cases[] = {
     { "/vring/hostile/area/desc-nowhere", .desc = NOWHERE },
     { "/vring/hostile/area/avail-nowhere", .avail = NOWHERE },
     { "/vring/hostile/area/used-nowhere", .used = NOWHERE },
-    { "/vring/hostile/area/desc-in-rom", .desc = ROM_BASE },
     { "/vring/hostile/area/used-in-rom", .used = ROM_BASE },
     { "/vring/hostile/area/desc-over-the-edge", .desc = DATA_END - 112 },
     { "/vring/hostile/area/avail-over-the-edge", .avail = DATA_END - 20 },

@@ -24,6 +24,7 @@ typedef struct TestRegion {
     uint64_t size;
     TestRegionKind kind;
     uint8_t *host;
+    uint8_t *scattered;     /* the same pages, last one first, or NULL */
     uint8_t *dirty;         /* a byte per byte; NULL for a large region */
     bool logged;            /* atomic; somebody wants to know of writes */
     bool plugged;
@@ -53,8 +54,64 @@ static bool test_region_is_large(const TestRegion *region)
     return region->size > TEST_DIRTY_LIMIT;
 }
 
+/*
+ * The driver works in contiguous memory.  The device finds the same pages in
+ * another order, so that it sees when it goes on beyond a page as if the next
+ * one were behind it.
+ */
+static void test_region_scatter(TestRegion *region)
+{
+    int fd = memfd_create("vring-test", 0);
+    int prot = PROT_READ | PROT_WRITE;
+
+    g_assert(fd >= 0 && region->size % TEST_PAGE_SIZE == 0);
+    g_assert(!ftruncate(fd, region->size));
+    region->host = mmap(NULL, region->size, prot, MAP_SHARED, fd, 0);
+    region->scattered = mmap(NULL, region->size, prot, MAP_SHARED, fd, 0);
+    g_assert(region->host != MAP_FAILED && region->scattered != MAP_FAILED);
+    for (uint64_t at = 0; at < region->size; at += TEST_PAGE_SIZE) {
+        g_assert(mmap(region->scattered + at, TEST_PAGE_SIZE, prot,
+                      MAP_SHARED | MAP_FIXED, fd,
+                      region->size - TEST_PAGE_SIZE - at) != MAP_FAILED);
+    }
+    close(fd);
+    region->dirty = g_malloc0(region->size);
+}
+
+/* Where the device finds a byte, and how far it may go on from there */
+static uint8_t *test_region_map(const TestRegion *region, uint64_t offset,
+                                hwaddr *len)
+{
+    uint64_t in_page = offset % TEST_PAGE_SIZE;
+
+    if (!region->scattered) {
+        *len = MIN(*len, region->size - offset);
+        return region->host + offset;
+    }
+    *len = MIN(*len, TEST_PAGE_SIZE - in_page);
+    return region->scattered + (region->size - TEST_PAGE_SIZE -
+                                (offset - in_page)) + in_page;
+}
+
+/* Its pair: the byte that the device found at @host */
+static uint64_t test_region_offset(const TestRegion *region,
+                                   const uint8_t *host)
+{
+    uint64_t at = host - region->scattered;
+
+    if (!region->scattered || at >= region->size) {
+        return host - region->host;
+    }
+    return region->size - TEST_PAGE_SIZE - (at - at % TEST_PAGE_SIZE) +
+           at % TEST_PAGE_SIZE;
+}
+
 static void test_region_alloc(TestRegion *region)
 {
+    if (region->kind == TEST_SCATTERED) {
+        test_region_scatter(region);
+        return;
+    }
     if (test_region_is_large(region)) {
         region->host = mmap(NULL, region->size, PROT_READ | PROT_WRITE,
                             MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE,
@@ -75,7 +132,10 @@ static void test_region_unref(TestRegion *region)
         return;
     }
     g_ptr_array_remove_fast(region->mem->regions, region);
-    if (test_region_is_large(region)) {
+    if (region->scattered) {
+        munmap(region->scattered, region->size);
+        munmap(region->host, region->size);
+    } else if (test_region_is_large(region)) {
         munmap(region->host, region->size);
     } else {
         free(region->host);
@@ -102,7 +162,7 @@ static TestRegion *test_region_of_host(VringMemory *mem, const uint8_t *host)
     for (unsigned i = 0; i < mem->regions->len; i++) {
         TestRegion *region = g_ptr_array_index(mem->regions, i);
 
-        if (host >= region->host && host < region->host + region->size) {
+        if (test_region_offset(region, host) < region->size) {
             return region;
         }
     }
@@ -352,7 +412,8 @@ void vring_region_set_dirty(const VringRegion *region, uint64_t offset,
                             uint64_t len)
 {
     g_assert(region);
-    test_region_set_dirty(test_region_of(region), offset, len);
+    test_region_set_dirty(test_region_of(region), region->mr_offset + offset,
+                          len);
 }
 
 static uint64_t test_region_dirty(const TestRegion *region, uint64_t offset,
@@ -489,10 +550,8 @@ void *vring_memory_map(VringMemory *mem, hwaddr addr, hwaddr *len,
     pthread_mutex_lock(&mem->lock);
     region = test_region_find(mem, addr);
     if (region && !(is_write && region->kind == TEST_ROM)) {
-        uint64_t offset = addr - region->base;
-
-        *len = MIN(*len, MIN(region->size - offset, mem->map_limit));
-        host = region->host + offset;
+        *len = MIN(*len, mem->map_limit);
+        host = test_region_map(region, addr - region->base, len);
         test_mapping_add(mem, region, host, *len, is_write);
     }
     pthread_mutex_unlock(&mem->lock);
@@ -509,7 +568,7 @@ void vring_memory_unmap(VringMemory *mem, void *host, hwaddr len,
     pthread_mutex_lock(&mem->lock);
     i = test_mapping_find(mem, host, len, is_write);
     region = g_array_index(mem->mappings, TestMapping, i).region;
-    offset = (uint8_t *)host - region->host;
+    offset = test_region_offset(region, host);
     test_region_check(region, offset, len);
     /* As QEMU's function does, this one asks by itself. */
     if (is_write && qatomic_read(&region->logged)) {
@@ -518,6 +577,37 @@ void vring_memory_unmap(VringMemory *mem, void *host, hwaddr len,
     g_array_remove_index_fast(mem->mappings, i);
     test_region_unref(region);
     pthread_mutex_unlock(&mem->lock);
+}
+
+bool vring_memory_map_region(VringMemory *mem, hwaddr addr, hwaddr len,
+                             bool is_write, VringRegion *region)
+{
+    hwaddr mapped = len;
+    uint8_t *host = vring_memory_map(mem, addr, &mapped, is_write);
+
+    if (!host) {
+        return false;
+    }
+    if (mapped < len) {
+        vring_memory_unmap(mem, host, mapped, false);
+        return false;
+    }
+    pthread_mutex_lock(&mem->lock);
+    *region = (VringRegion) {
+        .base = addr,
+        .size = len,
+        .host = host,
+        .mr = (MemoryRegion *)test_region_of_host(mem, host),
+    };
+    region->mr_offset = test_region_offset(test_region_of_host(mem, host),
+                                           host);
+    pthread_mutex_unlock(&mem->lock);
+    return true;
+}
+
+void vring_memory_unmap_region(VringMemory *mem, VringRegion *region)
+{
+    vring_memory_unmap(mem, region->host, region->size, false);
 }
 
 void vring_memory_pin(VringMemory *mem, void *host)

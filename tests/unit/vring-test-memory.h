@@ -23,6 +23,7 @@
 typedef enum TestRegionKind {
     TEST_RAM,           /* in the table */
     TEST_TRANSLATED,    /* only by the general path, as behind an IOMMU */
+    TEST_SCATTERED,     /* likewise, and the device sees its pages elsewhere */
     TEST_ROM,           /* likewise, and only to be read */
 } TestRegionKind;
 

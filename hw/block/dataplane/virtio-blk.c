@@ -282,7 +282,7 @@ static void report_error(VirtIOBlockDataPlane *dp, DataPlaneQueue *q)
     }
     /* The memory may have come back, or may never be needed again. */
     if (err == VRING_ERR_RING_LOST &&
-        (q->vring.desc || VIRTIO_DEVICE(dp->s)->disabled)) {
+        (!q->vring.lost || VIRTIO_DEVICE(dp->s)->disabled)) {
         return;
     }
     virtio_error(VIRTIO_DEVICE(dp->s), "virtio-blk %s: queue %u: %s; "

@@ -31,7 +31,7 @@
 #define VRING_EVENT_FLAGS_UNKNOWN 0xffff
 
 /* A descriptor of either format, in the ring or in an indirect table */
-struct VringDesc {
+typedef struct VringDesc {
     uint64_t addr;
     uint32_t len;
     union {
@@ -44,11 +44,11 @@ struct VringDesc {
             uint16_t flags;
         } packed;
     };
-};
+} VringDesc;
 
 /* Where descriptors are read from: those of the ring or an indirect table */
 typedef struct VringDescTable {
-    const uint8_t *host;        /* NULL: by the general path, from addr */
+    const uint8_t *host;        /* NULL: see vring_fetch_desc() */
     hwaddr addr;
     unsigned entries;
     bool indirect;
@@ -75,11 +75,67 @@ static inline VringDesc vring_copy_desc(const void *host)
 }
 
 /**
- * vring_fetch_desc: read a descriptor by the general path
+ * vring_area_page_at: vring_area_at() for an area that lies in pages
+ * @region: set to the page, unless NULL
+ */
+void *vring_area_page_at(const VringArea *area, uint32_t offset,
+                         const VringRegion **region);
+
+/**
+ * vring_area_at: host address of a field
+ * @area: not lost
+ * @offset: bytes from the start of the area; the field does not cross a page
+ */
+static inline void *vring_area_at(const VringArea *area, uint32_t offset)
+{
+    if (likely(area->host)) {
+        return area->host + offset;
+    }
+    return vring_area_page_at(area, offset, NULL);
+}
+
+/**
+ * vring_area_is_logged: may anybody want to know of writes to an area?
+ */
+static inline bool vring_area_is_logged(const VringArea *area)
+{
+    return unlikely(!area->host) || vring_region_is_logged(area->region);
+}
+
+/**
+ * vring_area_set_dirty: vring_mark_dirty() for an area that may be logged
+ */
+void vring_area_set_dirty(const VringArea *area, uint32_t offset,
+                          uint32_t len);
+
+/**
+ * vring_mark_dirty: note that the device wrote to one of the ring's areas
+ * @offset: bytes from the start of the area
+ * @len: bytes
+ */
+static inline void vring_mark_dirty(const VringArea *area, uint32_t offset,
+                                    uint32_t len)
+{
+    if (unlikely(vring_area_is_logged(area))) {
+        vring_area_set_dirty(area, offset, len);
+    }
+}
+
+/**
+ * vring_desc_at: descriptor @i of the ring
+ */
+static inline VringDesc *vring_desc_at(const Vring *vring, unsigned i)
+{
+    return vring_area_at(&vring->desc, i * sizeof(VringDesc));
+}
+
+/**
+ * vring_fetch_desc: read a descriptor that is not at table->host
  *
  * Returns: false if it is not in RAM
  */
-bool vring_fetch_desc(Vring *vring, hwaddr addr, VringDesc *desc);
+bool vring_fetch_desc(Vring *vring, const VringDescTable *table, unsigned i,
+                      VringDesc *desc);
 
 /**
  * vring_table_desc: read entry @i of a table, in the ring's byte order
@@ -89,13 +145,11 @@ bool vring_fetch_desc(Vring *vring, hwaddr addr, VringDesc *desc);
 static inline bool vring_table_desc(Vring *vring, const VringDescTable *table,
                                     unsigned i, VringDesc *desc)
 {
-    uint64_t offset = (uint64_t)i * sizeof(VringDesc);
-
     if (likely(table->host)) {
-        *desc = vring_copy_desc(table->host + offset);
+        *desc = vring_copy_desc(table->host + i * sizeof(VringDesc));
         return true;
     }
-    return vring_fetch_desc(vring, table->addr + offset, desc);
+    return vring_fetch_desc(vring, table, i, desc);
 }
 
 /**
@@ -267,21 +321,6 @@ static inline void vring_chain_finish(Vring *vring, VringChain *chain,
     vring->inuse += ndescs;
     if (unlikely(vring->order)) {
         vring_order_pop(vring, elem);
-    }
-}
-
-/**
- * vring_mark_dirty: note that the device wrote to one of the ring's areas
- * @region: that of the area
- * @field: host address of the first byte
- * @len: bytes
- */
-static inline void vring_mark_dirty(const VringRegion *region,
-                                    const void *field, size_t len)
-{
-    if (unlikely(vring_region_is_logged(region))) {
-        vring_region_set_dirty(region, (const uint8_t *)field - region->host,
-                               len);
     }
 }
 

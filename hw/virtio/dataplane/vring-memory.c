@@ -5,8 +5,8 @@
  * MemoryListener reports, and provides the general mapping path.  Does not
  * know rings or requests.
  *
- * A table is replaced only when RAM comes or goes; BARs that move do not
- * matter.  It references memory regions, not FlatViews: a FlatView would keep
+ * A table is replaced only when RAM comes or goes, or an IOMMU drops
+ * translations that somebody watches; BARs that move do not matter.  It references memory regions, not FlatViews: a FlatView would keep
  * every other device alive that was plugged at that time.
  *
  * Copyright (c) 2026 the virtio-blk data plane authors
@@ -15,10 +15,25 @@
  */
 
 #include "qemu/osdep.h"
+#include "qapi/error.h"
 #include "exec/memory.h"
 #include "system/xen.h"
 #include "system/dma.h"
 #include "hw/virtio/dataplane/vring-memory.h"
+
+/* A range that somebody wants to hear of if an IOMMU changes it */
+typedef struct VringWatch {
+    hwaddr addr;
+    hwaddr len;
+} VringWatch;
+
+/* An IOMMU in the address space, which reports what it drops */
+typedef struct VringIOMMU {
+    IOMMUNotifier notifier;
+    VringMemory *mem;
+    MemoryRegion *mr;           /* referenced */
+    hwaddr base;                /* guest address of its first IOVA */
+} VringIOMMU;
 
 struct VringMemory {
     AddressSpace *as;
@@ -32,6 +47,9 @@ struct VringMemory {
     /* The sections that the next table is made of; BQL held. */
     GArray *regions;
     bool dirty;
+
+    GPtrArray *iommus;          /* of VringIOMMU; BQL held */
+    GArray *watches;            /* of VringWatch; BQL held */
 };
 
 /* Tables */
@@ -131,6 +149,106 @@ static void vring_memory_publish(VringMemory *mem)
     mem->dirty = false;
 }
 
+/* IOMMUs */
+
+static bool vring_memory_is_watched(VringMemory *mem, hwaddr first,
+                                    hwaddr last)
+{
+    for (unsigned i = 0; i < mem->watches->len; i++) {
+        VringWatch *watch = &g_array_index(mem->watches, VringWatch, i);
+
+        if (watch->addr <= last && first <= watch->addr + (watch->len - 1)) {
+            return true;
+        }
+    }
+    return false;
+}
+
+/* Context: BQL held, in the middle of the IOMMU's own work */
+static void vring_iommu_unmap(IOMMUNotifier *notifier, IOMMUTLBEntry *entry)
+{
+    VringIOMMU *iommu = container_of(notifier, VringIOMMU, notifier);
+    VringMemory *mem = iommu->mem;
+    hwaddr first = iommu->base + entry->iova;
+
+    if (vring_memory_is_watched(mem, first, first + entry->addr_mask)) {
+        vring_memory_publish(mem);
+        mem->changed(mem->opaque);
+    }
+}
+
+static void vring_iommu_add(VringMemory *mem, MemoryRegionSection *section)
+{
+    IOMMUMemoryRegion *iommu_mr = IOMMU_MEMORY_REGION(section->mr);
+    VringIOMMU *iommu = g_new0(VringIOMMU, 1);
+    hwaddr last = section->offset_within_region +
+                  int128_get64(int128_sub(section->size, int128_one()));
+    Error *err = NULL;
+
+    iommu->mem = mem;
+    iommu->mr = section->mr;
+    iommu->base = section->offset_within_address_space -
+                  section->offset_within_region;
+    memory_region_ref(iommu->mr);
+    iommu_notifier_init(&iommu->notifier, vring_iommu_unmap,
+                        IOMMU_NOTIFIER_UNMAP, section->offset_within_region,
+                        last,
+                        memory_region_iommu_attrs_to_index(iommu_mr,
+                            MEMTXATTRS_UNSPECIFIED));
+    if (memory_region_register_iommu_notifier(iommu->mr, &iommu->notifier,
+                                              &err) < 0) {
+        warn_reportf_err(err, "virtio-blk data plane: the IOMMU cannot report "
+                         "what it drops; the guest must not move its "
+                         "virtqueues: ");
+        memory_region_unref(iommu->mr);
+        g_free(iommu);
+        return;
+    }
+    g_ptr_array_add(mem->iommus, iommu);
+}
+
+static void vring_iommu_free(void *opaque)
+{
+    VringIOMMU *iommu = opaque;
+
+    memory_region_unregister_iommu_notifier(iommu->mr, &iommu->notifier);
+    memory_region_unref(iommu->mr);
+    g_free(iommu);
+}
+
+static void vring_iommu_del(VringMemory *mem, MemoryRegionSection *section)
+{
+    for (unsigned i = 0; i < mem->iommus->len; i++) {
+        VringIOMMU *iommu = g_ptr_array_index(mem->iommus, i);
+
+        if (iommu->mr == section->mr &&
+            iommu->notifier.start == section->offset_within_region) {
+            g_ptr_array_remove_index_fast(mem->iommus, i);
+            return;
+        }
+    }
+}
+
+void vring_memory_watch(VringMemory *mem, hwaddr addr, hwaddr len)
+{
+    VringWatch watch = { .addr = addr, .len = len };
+
+    g_array_append_val(mem->watches, watch);
+}
+
+void vring_memory_unwatch(VringMemory *mem, hwaddr addr, hwaddr len)
+{
+    for (unsigned i = 0; i < mem->watches->len; i++) {
+        VringWatch *watch = &g_array_index(mem->watches, VringWatch, i);
+
+        if (watch->addr == addr && watch->len == len) {
+            g_array_remove_index_fast(mem->watches, i);
+            return;
+        }
+    }
+    g_assert_not_reached();
+}
+
 /* The listener */
 
 /* RAM that the device can read and write through a host pointer at any time */
@@ -146,6 +264,11 @@ static void vring_memory_region_add(MemoryListener *listener,
     VringMemory *mem = container_of(listener, VringMemory, listener);
     VringRegion region;
 
+    if (memory_region_is_iommu(section->mr)) {
+        vring_iommu_add(mem, section);
+        mem->dirty = true;
+        return;
+    }
     if (!vring_memory_serves(section)) {
         return;
     }
@@ -166,6 +289,11 @@ static void vring_memory_region_del(MemoryListener *listener,
 {
     VringMemory *mem = container_of(listener, VringMemory, listener);
 
+    if (memory_region_is_iommu(section->mr)) {
+        vring_iommu_del(mem, section);
+        mem->dirty = true;
+        return;
+    }
     if (!vring_memory_serves(section)) {
         return;
     }
@@ -201,6 +329,8 @@ VringMemory *vring_memory_new(AddressSpace *as, VringMemoryChangeFunc *changed,
     mem->changed = changed;
     mem->opaque = opaque;
     mem->regions = g_array_new(FALSE, FALSE, sizeof(VringRegion));
+    mem->iommus = g_ptr_array_new_with_free_func(vring_iommu_free);
+    mem->watches = g_array_new(FALSE, FALSE, sizeof(VringWatch));
     mem->listener = (MemoryListener) {
         .name = "vring",
         .region_add = vring_memory_region_add,
@@ -222,6 +352,9 @@ void vring_memory_free(VringMemory *mem)
     mem->listener.commit = NULL;
     memory_listener_unregister(&mem->listener);
     vring_table_unref(mem->table);
+    g_ptr_array_free(mem->iommus, TRUE);
+    assert(!mem->watches->len);
+    g_array_free(mem->watches, TRUE);
     g_array_free(mem->regions, TRUE);
     g_free(mem);
 }
@@ -285,6 +418,36 @@ void vring_memory_unmap(VringMemory *mem, void *host, hwaddr len,
     dma_memory_unmap(mem->as, host, len,
                      is_write ? DMA_DIRECTION_FROM_DEVICE
                               : DMA_DIRECTION_TO_DEVICE, len);
+}
+
+bool vring_memory_map_region(VringMemory *mem, hwaddr addr, hwaddr len,
+                             bool is_write, VringRegion *region)
+{
+    hwaddr mapped = len;
+    uint8_t *host = vring_memory_map(mem, addr, &mapped, is_write);
+    ram_addr_t offset;
+
+    if (!host) {
+        return false;
+    }
+    if (mapped < len) {
+        vring_memory_unmap(mem, host, mapped, false);
+        return false;
+    }
+    RCU_READ_LOCK_GUARD();
+    *region = (VringRegion) {
+        .base = addr,
+        .size = len,
+        .host = host,
+        .mr = memory_region_from_host(host, &offset),
+    };
+    region->mr_offset = offset;
+    return true;
+}
+
+void vring_memory_unmap_region(VringMemory *mem, VringRegion *region)
+{
+    vring_memory_unmap(mem, region->host, region->size, false);
 }
 
 void vring_memory_pin(VringMemory *mem, void *host)

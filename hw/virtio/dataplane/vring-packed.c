@@ -49,10 +49,10 @@
 #define PACKED_EVENT_MASK       3
 #define PACKED_EVENT_WRAP       (1 << 15)
 
-struct VringEvent {
+typedef struct VringEvent {
     uint16_t off_wrap;
     uint16_t flags;
-};
+} VringEvent;
 
 bool vring_packed_init(Vring *vring, Error **errp)
 {
@@ -68,8 +68,8 @@ bool vring_packed_init(Vring *vring, Error **errp)
         error_setg(errp, "the virtqueue's areas are not aligned");
         return false;
     }
-    vring->avail_size = sizeof(VringEvent);
-    vring->used_size = sizeof(VringEvent);
+    vring->avail.size = sizeof(VringEvent);
+    vring->used.size = sizeof(VringEvent);
     vring->swap = vring_must_swap(false);
     vring->avail_wrap = true;
     vring->used_wrap = true;
@@ -93,7 +93,7 @@ static void packed_advance(const Vring *vring, uint16_t *pos, bool *wrap,
 
 static uint16_t packed_load_flags(Vring *vring, unsigned pos)
 {
-    return vring_load16(vring->swap, &vring->desc[pos].packed.flags);
+    return vring_load16(vring->swap, &vring_desc_at(vring, pos)->packed.flags);
 }
 
 /* AVAIL is what is expected in this lap and USED is not (2.8.1) */
@@ -164,7 +164,7 @@ static int packed_read_list(Vring *vring, uint16_t flags, VringChain *chain,
         if (unlikely(n > num - vring->inuse)) {
             return n > num ? -VRING_ERR_LOOP : -VRING_ERR_QUEUE_FULL;
         }
-        desc = vring_copy_desc(&vring->desc[pos]);
+        desc = vring_copy_desc(vring_desc_at(vring, pos));
         packed_swap_desc(vring, &desc);
         if (!(flags & VRING_DESC_INDIRECT)) {
             ret = vring_chain_add(vring, chain, desc.addr, desc.len,
@@ -222,7 +222,7 @@ int vring_packed_pop(Vring *vring, VirtQueueElement *elem, VringBuffer *buf)
 void vring_packed_push(Vring *vring, unsigned id, unsigned ndescs,
                        uint32_t len)
 {
-    VringDesc *desc = &vring->desc[vring->used_idx];
+    VringDesc *desc = vring_desc_at(vring, vring->used_idx);
     uint16_t flags = vring->used_wrap ? PACKED_DESC_AVAIL | PACKED_DESC_USED
                                       : 0;
 
@@ -254,12 +254,12 @@ static void packed_mark_published(Vring *vring, unsigned from)
     unsigned count = vring->unpublished_slots;
     unsigned first = MIN(count, vring->config.num - from);
 
-    vring_mark_dirty(vring->used_region, &vring->desc[from],
-                     first * sizeof(VringDesc));
-    if (first < count) {
-        vring_mark_dirty(vring->used_region, &vring->desc[0],
-                         (count - first) * sizeof(VringDesc));
+    if (likely(!vring_area_is_logged(&vring->desc))) {
+        return;
     }
+    vring_area_set_dirty(&vring->desc, from * sizeof(VringDesc),
+                     first * sizeof(VringDesc));
+    vring_area_set_dirty(&vring->desc, 0, (count - first) * sizeof(VringDesc));
 }
 
 void vring_packed_publish(Vring *vring)
@@ -268,11 +268,9 @@ void vring_packed_publish(Vring *vring)
 
     /* Used descriptors and data are in place before the first shows them */
     smp_wmb();
-    vring_store16(vring->swap, &vring->desc[from].packed.flags,
+    vring_store16(vring->swap, &vring_desc_at(vring, from)->packed.flags,
                   vring->first_flags);
-    if (unlikely(vring_region_is_logged(vring->used_region))) {
-        packed_mark_published(vring, from);
-    }
+    packed_mark_published(vring, from);
     vring->unsignalled_slots += vring->unpublished_slots;
     vring->unpublished_slots = 0;
 }
@@ -301,6 +299,7 @@ bool vring_packed_should_notify(Vring *vring)
 {
     unsigned slots = vring->unsignalled_slots;
     bool valid = vring->signalled_used_valid;
+    const VringEvent *event;
     uint16_t flags;
 
     /* The driver must see used descriptors before we look at its wish. */
@@ -308,8 +307,8 @@ bool vring_packed_should_notify(Vring *vring)
     vring->unsignalled_slots = 0;
     vring->signalled_used_valid = true;
 
-    flags = vring_load16(vring->swap, &vring->driver_event->flags) &
-            PACKED_EVENT_MASK;
+    event = vring_area_at(&vring->avail, 0);
+    flags = vring_load16(vring->swap, &event->flags) & PACKED_EVENT_MASK;
     if (flags == PACKED_EVENT_DISABLE) {
         return false;
     }
@@ -319,17 +318,17 @@ bool vring_packed_should_notify(Vring *vring)
     /* The driver writes the offset before the flags that refer to it. */
     smp_rmb();
     return packed_event_passed(vring,
-                               vring_load16(vring->swap,
-                                            &vring->driver_event->off_wrap),
+                               vring_load16(vring->swap, &event->off_wrap),
                                slots);
 }
 
 static void packed_set_event_flags(Vring *vring, uint16_t flags)
 {
-    vring_store16(vring->swap, &vring->device_event->flags, flags);
+    VringEvent *event = vring_area_at(&vring->used, 0);
+
+    vring_store16(vring->swap, &event->flags, flags);
     vring->event_flags = flags;
-    vring_mark_dirty(vring->event_region, vring->device_event,
-                     sizeof(VringEvent));
+    vring_mark_dirty(&vring->used, 0, sizeof(*event));
 }
 
 void vring_packed_disable_notification(Vring *vring)
@@ -347,7 +346,9 @@ void vring_packed_disable_notification(Vring *vring)
 bool vring_packed_enable_notification(Vring *vring)
 {
     if (vring->config.event_idx) {
-        vring_store16(vring->swap, &vring->device_event->off_wrap,
+        VringEvent *event = vring_area_at(&vring->used, 0);
+
+        vring_store16(vring->swap, &event->off_wrap,
                       vring->last_avail_idx |
                       (vring->avail_wrap ? PACKED_EVENT_WRAP : 0));
         /* The flags refer to the offset. */

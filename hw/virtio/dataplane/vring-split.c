@@ -38,33 +38,46 @@
 #define SPLIT_AVAIL_NO_INTERRUPT 1
 #define SPLIT_USED_NO_NOTIFY     1
 
-struct VringAvail {
+typedef struct VringAvail {
     uint16_t flags;
     uint16_t idx;
     uint16_t ring[];            /* followed by used_event */
-};
+} VringAvail;
 
 typedef struct VringUsedElement {
     uint32_t id;
     uint32_t len;
 } VringUsedElement;
 
-struct VringUsed {
+typedef struct VringUsed {
     uint16_t flags;
     uint16_t idx;
     VringUsedElement ring[];    /* followed by avail_event */
-};
+} VringUsed;
 
 /* Layout */
 
-static const uint16_t *split_used_event(const Vring *vring)
+static const uint16_t *split_avail_flags(const Vring *vring)
 {
-    return &vring->avail->ring[vring->config.num];
+    return vring_area_at(&vring->avail, offsetof(VringAvail, flags));
 }
 
-static uint16_t *split_avail_event(const Vring *vring)
+static const uint16_t *split_avail_idx(const Vring *vring)
 {
-    return (uint16_t *)&vring->used->ring[vring->config.num];
+    return vring_area_at(&vring->avail, offsetof(VringAvail, idx));
+}
+
+/* Entry @i of the available ring; that behind the last one is used_event */
+static const uint16_t *split_avail_entry(const Vring *vring, unsigned i)
+{
+    return vring_area_at(&vring->avail,
+                         offsetof(VringAvail, ring) + i * sizeof(uint16_t));
+}
+
+/* Offset of entry @i of the used ring; behind the last one is avail_event */
+static uint32_t split_used_offset(unsigned i)
+{
+    return offsetof(VringUsed, ring) + i * sizeof(VringUsedElement);
 }
 
 bool vring_split_init(Vring *vring, Error **errp)
@@ -81,10 +94,9 @@ bool vring_split_init(Vring *vring, Error **errp)
         error_setg(errp, "the virtqueue's rings are not aligned");
         return false;
     }
-    vring->avail_size = sizeof(VringAvail) +
+    vring->avail.size = sizeof(VringAvail) +
                         sizeof(uint16_t) * (config->num + config->event_idx);
-    vring->used_size = sizeof(VringUsed) +
-                       sizeof(VringUsedElement) * config->num +
+    vring->used.size = split_used_offset(config->num) +
                        sizeof(uint16_t) * config->event_idx;
     vring->mask = config->num - 1;
     vring->swap = vring_must_swap(config->big_endian);
@@ -99,7 +111,7 @@ static uint16_t split_num_avail(Vring *vring)
 
     if (!num) {
         vring->shadow_avail_idx = vring_load16(vring->swap,
-                                               &vring->avail->idx);
+                                               split_avail_idx(vring));
         num = vring->shadow_avail_idx - vring->last_avail_idx;
         /* Entries and descriptors are read after the index (SPLIT-6) */
         smp_rmb();
@@ -127,8 +139,8 @@ static int split_next_head(Vring *vring, uint16_t *head)
         return -VRING_ERR_QUEUE_FULL;
     }
     *head = vring_load16(vring->swap,
-                         &vring->avail->ring[vring->last_avail_idx &
-                                             vring->mask]);
+                         split_avail_entry(vring, vring->last_avail_idx &
+                                                  vring->mask));
     return *head < vring->config.num ? 1 : -VRING_ERR_HEAD;
 }
 
@@ -160,7 +172,7 @@ static int split_enter_table(Vring *vring, VringDesc desc,
 static int split_read_chain(Vring *vring, uint16_t head, VringChain *chain)
 {
     VringDescTable table = {
-        .host = (const uint8_t *)vring->desc,
+        .host = vring->desc.host,
         .addr = vring->config.desc,
         .entries = vring->config.num,
     };
@@ -219,9 +231,9 @@ static void split_prefetch(Vring *vring)
         vring->swap) {
         return;
     }
-    head = qatomic_read(&vring->avail->ring[idx & vring->mask]);
+    head = qatomic_read(split_avail_entry(vring, idx & vring->mask));
     if (head < vring->config.num) {
-        desc = &vring->desc[head];
+        desc = vring_desc_at(vring, head);
         __builtin_prefetch(vring_table_translate(vring->hold->table,
                                                  desc->addr,
                                                  1, &vring->region_hint));
@@ -254,10 +266,16 @@ int vring_split_pop(Vring *vring, VirtQueueElement *elem, VringBuffer *buf)
 
 void vring_split_push(Vring *vring, unsigned id, uint32_t len)
 {
-    VringUsedElement *used = &vring->used->ring[vring->used_idx & vring->mask];
+    uint32_t offset = split_used_offset(vring->used_idx & vring->mask);
 
-    vring_store32(vring->swap, &used->id, id);
-    vring_store32(vring->swap, &used->len, len);
+    /* Each by itself, as an element may lie across the end of a page. */
+    vring_store32(vring->swap,
+                  vring_area_at(&vring->used,
+                                offset + offsetof(VringUsedElement, id)), id);
+    vring_store32(vring->swap,
+                  vring_area_at(&vring->used,
+                                offset + offsetof(VringUsedElement, len)),
+                  len);
     vring->used_idx++;
 }
 
@@ -267,24 +285,25 @@ static void split_mark_published(Vring *vring)
     unsigned from = (vring->used_idx - count) & vring->mask;
     unsigned first = MIN(count, vring->config.num - from);
 
-    vring_mark_dirty(vring->used_region, &vring->used->ring[from],
-                     first * sizeof(VringUsedElement));
-    if (first < count) {
-        vring_mark_dirty(vring->used_region, &vring->used->ring[0],
-                         (count - first) * sizeof(VringUsedElement));
+    if (likely(!vring_area_is_logged(&vring->used))) {
+        return;
     }
-    vring_mark_dirty(vring->used_region, &vring->used->idx,
-                     sizeof(vring->used->idx));
+    vring_area_set_dirty(&vring->used, split_used_offset(from),
+                     first * sizeof(VringUsedElement));
+    vring_area_set_dirty(&vring->used, split_used_offset(0),
+                     (count - first) * sizeof(VringUsedElement));
+    vring_area_set_dirty(&vring->used, offsetof(VringUsed, idx),
+                         sizeof(uint16_t));
 }
 
 void vring_split_publish(Vring *vring)
 {
     /* Elements and data are in place before the index shows them (2.7.8.2) */
     smp_wmb();
-    vring_store16(vring->swap, &vring->used->idx, vring->used_idx);
-    if (unlikely(vring_region_is_logged(vring->used_region))) {
-        split_mark_published(vring);
-    }
+    vring_store16(vring->swap,
+                  vring_area_at(&vring->used, offsetof(VringUsed, idx)),
+                  vring->used_idx);
+    split_mark_published(vring);
 }
 
 /* Notifications */
@@ -307,19 +326,22 @@ bool vring_split_should_notify(Vring *vring)
         return true;
     }
     if (!vring->config.event_idx) {
-        return !(vring_load16(vring->swap, &vring->avail->flags) &
+        return !(vring_load16(vring->swap, split_avail_flags(vring)) &
                  SPLIT_AVAIL_NO_INTERRUPT);
     }
     /* Is the event among the entries [old, new) just published? (2.7.7.2) */
-    event = vring_load16(vring->swap, split_used_event(vring));
+    event = vring_load16(vring->swap,
+                         split_avail_entry(vring, vring->config.num));
     return !valid || (uint16_t)(event - old) < (uint16_t)(new - old);
 }
 
 static void split_set_used_flags(Vring *vring, uint16_t flags)
 {
-    vring_store16(vring->swap, &vring->used->flags, flags);
-    vring_mark_dirty(vring->event_region, &vring->used->flags,
-                     sizeof(vring->used->flags));
+    vring_store16(vring->swap,
+                  vring_area_at(&vring->used, offsetof(VringUsed, flags)),
+                  flags);
+    vring_mark_dirty(&vring->used, offsetof(VringUsed, flags),
+                     sizeof(uint16_t));
 }
 
 void vring_split_disable_notification(Vring *vring)
@@ -336,10 +358,11 @@ void vring_split_disable_notification(Vring *vring)
 bool vring_split_enable_notification(Vring *vring)
 {
     if (vring->config.event_idx) {
-        vring_store16(vring->swap, split_avail_event(vring),
+        uint32_t offset = split_used_offset(vring->config.num);
+
+        vring_store16(vring->swap, vring_area_at(&vring->used, offset),
                       vring->last_avail_idx);
-        vring_mark_dirty(vring->event_region, split_avail_event(vring),
-                         sizeof(uint16_t));
+        vring_mark_dirty(&vring->used, offset, sizeof(uint16_t));
     } else {
         split_set_used_flags(vring, 0);
     }

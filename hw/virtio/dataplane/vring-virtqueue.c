@@ -17,41 +17,18 @@
 #include "hw/virtio/virtio.h"
 #include "hw/virtio/dataplane/vring.h"
 
-static bool vring_area_is_in_ram(VringMemory *mem, hwaddr addr, hwaddr size,
-                                 bool is_write)
+static void vring_watch(const Vring *vring)
 {
-    while (size) {
-        hwaddr len = size;
-        void *host = vring_memory_map(mem, addr, &len, is_write);
-
-        if (!host) {
-            return false;
-        }
-        vring_memory_unmap(mem, host, len, false);
-        addr += len;
-        size -= len;
-    }
-    return true;
+    vring_memory_watch(vring->mem, vring->desc.addr, vring->desc.size);
+    vring_memory_watch(vring->mem, vring->avail.addr, vring->avail.size);
+    vring_memory_watch(vring->mem, vring->used.addr, vring->used.size);
 }
 
-/*
- * An area that the table does not have may be translated by an IOMMU or cross
- * regions, which QEMU's own path can cope with.  If there is no RAM at all it
- * is the driver's mistake (ROBS-22).
- */
-static void vring_check_areas(VirtIODevice *vdev, int n, VringMemory *mem,
-                              const VringConfig *config)
+static void vring_unwatch(const Vring *vring)
 {
-    if (!vring_area_is_in_ram(mem, config->desc,
-                              virtio_queue_get_desc_size(vdev, n), false) ||
-        !vring_area_is_in_ram(mem, config->avail,
-                              virtio_queue_get_avail_size(vdev, n), false) ||
-        !vring_area_is_in_ram(mem, config->used,
-                              virtio_queue_get_used_size(vdev, n), true)) {
-        virtio_error(vdev, "%s: queue %d: the virtqueue's rings are not in "
-                     "RAM; the device stops until the guest resets it",
-                     vdev->name, n);
-    }
+    vring_memory_unwatch(vring->mem, vring->desc.addr, vring->desc.size);
+    vring_memory_unwatch(vring->mem, vring->avail.addr, vring->avail.size);
+    vring_memory_unwatch(vring->mem, vring->used.addr, vring->used.size);
 }
 
 /*
@@ -138,7 +115,12 @@ bool vring_setup(Vring *vring, VirtIODevice *vdev, int n, VringMemory *mem,
     VirtQueueRingState state;
 
     if (!vring_open(vring, &config, mem, errp)) {
-        vring_check_areas(vdev, n, mem, &config);
+        /* No device can work with such a ring (ROBS-22). */
+        if (vring->lost) {
+            virtio_error(vdev, "%s: queue %d: the virtqueue's rings are not "
+                         "in RAM; the device stops until the guest resets it",
+                         vdev->name, n);
+        }
         return false;
     }
     virtio_queue_get_ring_state(virtio_get_queue(vdev, n), &state);
@@ -146,6 +128,7 @@ bool vring_setup(Vring *vring, VirtIODevice *vdev, int n, VringMemory *mem,
         vring_close(vring);
         return false;
     }
+    vring_watch(vring);
     return true;
 }
 
@@ -179,5 +162,6 @@ void vring_teardown(Vring *vring, VirtIODevice *vdev, int n)
     state.inuse = vring->inuse;
     vring_return_signalled(vring, &state);
     virtio_queue_set_ring_state(vq, &state);
+    vring_unwatch(vring);
     vring_close(vring);
 }

@@ -207,11 +207,17 @@ void vring_chain_undo(Vring *vring, VringChain *chain)
 
 /* Indirect tables */
 
-bool vring_fetch_desc(Vring *vring, hwaddr addr, VringDesc *desc)
+bool vring_fetch_desc(Vring *vring, const VringDescTable *table, unsigned i,
+                      VringDesc *desc)
 {
     uint8_t bytes[sizeof(*desc)];
 
-    if (!vring_memory_read(vring->mem, addr, bytes, sizeof(bytes))) {
+    if (!table->indirect) {
+        *desc = vring_copy_desc(vring_desc_at(vring, i));
+        return true;
+    }
+    if (!vring_memory_read(vring->mem, table->addr + i * sizeof(bytes), bytes,
+                           sizeof(bytes))) {
         return false;
     }
     *desc = vring_copy_desc(bytes);
@@ -283,6 +289,116 @@ void vring_pin(Vring *vring, const VirtQueueElement *elem, VringBuffer *buf)
     buf->hold = NULL;
 }
 
+/* The ring's own memory */
+
+/* What an IOMMU maps is contiguous at least this far. */
+#define VRING_PAGE_SIZE 4096
+
+void *vring_area_page_at(const VringArea *area, uint32_t offset,
+                         const VringRegion **region)
+{
+    hwaddr addr = area->addr + offset;
+    const VringRegion *page = &area->pages[addr / VRING_PAGE_SIZE -
+                                           area->addr / VRING_PAGE_SIZE];
+
+    if (region) {
+        *region = page;
+    }
+    return page->host + (addr - page->base);
+}
+
+void vring_area_set_dirty(const VringArea *area, uint32_t offset,
+                          uint32_t len)
+{
+    while (len) {
+        const VringRegion *region = area->region;
+        uint8_t *host = area->host + offset;
+        uint32_t part = len;
+
+        if (unlikely(!area->host)) {
+            host = vring_area_page_at(area, offset, &region);
+            part = MIN(len, region->size - (host - region->host));
+        }
+        /* Nobody logs most of the time. */
+        if (unlikely(vring_region_is_logged(region))) {
+            vring_region_set_dirty(region, host - region->host, part);
+        }
+        offset += part;
+        len -= part;
+    }
+}
+
+static void vring_area_unmap(VringArea *area, VringMemory *mem)
+{
+    for (unsigned i = 0; i < area->npages; i++) {
+        vring_memory_unmap_region(mem, &area->pages[i]);
+    }
+    g_free(area->pages);
+    area->pages = NULL;
+    area->npages = 0;
+    area->host = NULL;
+    area->region = NULL;
+}
+
+/* Page by page; what is mapped at a failure is left to vring_area_unmap() */
+static bool vring_area_map_pages(VringArea *area, VringMemory *mem,
+                                 bool is_write)
+{
+    hwaddr addr = area->addr, end = addr + area->size;
+
+    area->pages = g_new(VringRegion, area->size / VRING_PAGE_SIZE + 2);
+    while (addr < end) {
+        hwaddr len = MIN(end - addr,
+                         VRING_PAGE_SIZE - addr % VRING_PAGE_SIZE);
+
+        if (!vring_memory_map_region(mem, addr, len, is_write,
+                                     &area->pages[area->npages])) {
+            return false;
+        }
+        area->npages++;
+        addr += len;
+    }
+    return true;
+}
+
+static bool vring_area_map(Vring *vring, VringArea *area, bool is_write)
+{
+    const VringTable *table = vring->hold->table;
+    unsigned *hint = &vring->region_hint;
+
+    if (area->size - 1 > UINT64_MAX - area->addr) {
+        return false;
+    }
+    area->host = vring_table_translate(table, area->addr, area->size, hint);
+    if (area->host) {
+        area->region = vring_table_find(table, area->addr, hint);
+        return true;
+    }
+    return vring_area_map_pages(area, vring->mem, is_write);
+}
+
+static void vring_unmap_areas(Vring *vring)
+{
+    vring_area_unmap(&vring->desc, vring->mem);
+    vring_area_unmap(&vring->avail, vring->mem);
+    vring_area_unmap(&vring->used, vring->mem);
+}
+
+/* Finds the ring's areas anew.  They are lost together. */
+static bool vring_resolve(Vring *vring)
+{
+    vring_unmap_areas(vring);
+    vring->lost = !vring_area_map(vring, &vring->desc, vring->config.packed) ||
+                  !vring_area_map(vring, &vring->avail, false) ||
+                  !vring_area_map(vring, &vring->used, true);
+    if (vring->lost) {
+        vring_unmap_areas(vring);
+    }
+    /* What stands in memory that has returned is not known. */
+    vring->event_flags = VRING_EVENT_FLAGS_UNKNOWN;
+    return !vring->lost;
+}
+
 /* Life */
 
 static bool vring_init_format(Vring *vring, Error **errp)
@@ -291,48 +407,15 @@ static bool vring_init_format(Vring *vring, Error **errp)
                                 : vring_split_init(vring, errp);
 }
 
-static void vring_lose(Vring *vring)
-{
-    vring->desc = NULL;
-    vring->avail = NULL;
-    vring->used = NULL;
-    vring->used_region = NULL;
-    vring->event_region = NULL;
-}
-
-/*
- * Finds the ring's areas in the current table.  They are lost together, so
- * that one pointer tells.
- */
-static bool vring_resolve(Vring *vring)
-{
-    const VringConfig *config = &vring->config;
-    const VringTable *table = vring->hold->table;
-    unsigned *hint = &vring->region_hint;
-
-    vring->desc = vring_table_translate(table, config->desc,
-                                        sizeof(VringDesc) * config->num, hint);
-    vring->avail = vring_table_translate(table, config->avail,
-                                         vring->avail_size, hint);
-    vring->used = vring_table_translate(table, config->used,
-                                        vring->used_size, hint);
-    if (!vring->desc || !vring->avail || !vring->used) {
-        vring_lose(vring);
-        return false;
-    }
-    /* What stands in memory that has returned is not known. */
-    vring->event_flags = VRING_EVENT_FLAGS_UNKNOWN;
-    vring->event_region = vring_table_find(table, config->used, hint);
-    vring->used_region = config->packed ?
-        vring_table_find(table, config->desc, hint) : vring->event_region;
-    return true;
-}
-
 bool vring_open(Vring *vring, const VringConfig *config, VringMemory *mem,
                 Error **errp)
 {
     *vring = (Vring) {
         .config = *config,
+        .desc.addr = config->desc,
+        .desc.size = sizeof(VringDesc) * config->num,
+        .avail.addr = config->avail,
+        .used.addr = config->used,
         .mem = mem,
     };
     if (!vring_init_format(vring, errp)) {
@@ -354,9 +437,9 @@ bool vring_open(Vring *vring, const VringConfig *config, VringMemory *mem,
 
 void vring_close(Vring *vring)
 {
+    vring_unmap_areas(vring);
     vring_hold_free(vring->hold);
     vring->hold = NULL;
-    vring_lose(vring);
     g_free(vring->order);
     vring->order = NULL;
 }
@@ -382,7 +465,7 @@ static inline void vring_put_used(Vring *vring, unsigned id, unsigned ndescs,
 {
     assert(vring->inuse >= ndescs);
     vring->inuse -= ndescs;
-    if (unlikely(!vring->desc || vring->broken)) {
+    if (unlikely(vring->lost || vring->broken)) {
         return;
     }
     if (vring->config.packed) {
@@ -473,7 +556,7 @@ int vring_pop(Vring *vring, VirtQueueElement *elem, VringBuffer *buf)
     if (unlikely(vring->broken)) {
         return 0;
     }
-    if (unlikely(!vring->desc)) {
+    if (unlikely(vring->lost)) {
         return -VRING_ERR_RING_LOST;
     }
     ret = vring->config.packed ? vring_packed_pop(vring, elem, buf)
@@ -515,7 +598,7 @@ unsigned vring_publish(Vring *vring)
 {
     unsigned count = vring->unpublished;
 
-    if (!count || unlikely(!vring->desc || vring->broken)) {
+    if (!count || unlikely(vring->lost || vring->broken)) {
         return 0;
     }
     if (vring->config.packed) {
@@ -529,7 +612,7 @@ unsigned vring_publish(Vring *vring)
 
 bool vring_should_notify(Vring *vring)
 {
-    if (unlikely(!vring->desc)) {
+    if (unlikely(vring->lost)) {
         return false;
     }
     return vring->config.packed ? vring_packed_should_notify(vring)
@@ -538,7 +621,7 @@ bool vring_should_notify(Vring *vring)
 
 void vring_disable_notification(Vring *vring)
 {
-    if (unlikely(!vring->desc)) {
+    if (unlikely(vring->lost)) {
         return;
     }
     if (vring->config.packed) {
@@ -550,7 +633,7 @@ void vring_disable_notification(Vring *vring)
 
 bool vring_enable_notification(Vring *vring)
 {
-    if (unlikely(!vring->desc || vring->broken)) {
+    if (unlikely(vring->lost || vring->broken)) {
         return false;
     }
     return vring->config.packed ? vring_packed_enable_notification(vring)
@@ -559,7 +642,7 @@ bool vring_enable_notification(Vring *vring)
 
 bool vring_more_avail(Vring *vring)
 {
-    if (unlikely(!vring->desc || vring->broken)) {
+    if (unlikely(vring->lost || vring->broken)) {
         return false;
     }
     return vring->config.packed ? vring_packed_more_avail(vring)

@@ -161,6 +161,50 @@ void vring_memory_unmap(VringMemory *mem, void *host, hwaddr len,
                         bool is_write);
 
 /**
+ * vring_memory_map_region: vring_memory_map() for memory that stays mapped
+ * @len: bytes, all of which must be contiguous in the host
+ * @region: set to what was mapped, with a reference
+ *
+ * Returns: false if there is no such RAM
+ *
+ * Pair: vring_memory_unmap_region()
+ *
+ * Context: any thread
+ */
+bool vring_memory_map_region(VringMemory *mem, hwaddr addr, hwaddr len,
+                             bool is_write, VringRegion *region);
+
+/**
+ * vring_memory_unmap_region: the pair of vring_memory_map_region()
+ *
+ * Marks nothing dirty: see vring_region_set_dirty().
+ *
+ * Context: any thread
+ */
+void vring_memory_unmap_region(VringMemory *mem, VringRegion *region);
+
+/**
+ * vring_memory_watch: learn of changes to a range behind an IOMMU
+ * @addr: guest address of the first byte
+ * @len: bytes, not 0
+ *
+ * When an IOMMU drops translations in that range a new table is published, as
+ * if RAM had come or gone.
+ *
+ * Pair: vring_memory_unwatch()
+ *
+ * Context: BQL held
+ */
+void vring_memory_watch(VringMemory *mem, hwaddr addr, hwaddr len);
+
+/**
+ * vring_memory_unwatch: the pair of vring_memory_watch(), with the same range
+ *
+ * Context: BQL held
+ */
+void vring_memory_unwatch(VringMemory *mem, hwaddr addr, hwaddr len);
+
+/**
  * vring_memory_pin: take the reference that vring_memory_map() would take
  * @host: a pointer into a region of a table that the caller references
  *

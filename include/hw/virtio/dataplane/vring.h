@@ -86,11 +86,19 @@ typedef struct VringBuffer {
     hwaddr inline_addr[VRING_INLINE_VECTORS];
 } VringBuffer;
 
-/* The areas of a virtqueue; what is in them is known to its format only. */
-typedef struct VringDesc VringDesc;
-typedef struct VringAvail VringAvail;
-typedef struct VringUsed VringUsed;
-typedef struct VringEvent VringEvent;
+/*
+ * One of the three areas of a virtqueue; what is in it is known to the format
+ * only.  Usually it is contiguous in the host.  Behind an IOMMU each page may
+ * be elsewhere.
+ */
+typedef struct VringArea {
+    uint8_t *host;              /* NULL: see @pages */
+    const VringRegion *region;  /* that @host is in */
+    hwaddr addr;                /* guest address */
+    uint32_t size;              /* bytes */
+    uint32_t npages;
+    VringRegion *pages;         /* each with a reference */
+} VringArea;
 
 /* An element that was popped, with VIRTIO_F_IN_ORDER. */
 typedef struct VringOrder {
@@ -115,29 +123,17 @@ typedef struct VringConfig {
 } VringConfig;
 
 typedef struct Vring {
-    /*
-     * Read at each operation, written only by setup and memory changes.
-     * Host addresses are NULL, all of them, if the ring is lost.
-     */
-    VringDesc *desc;            /* split: only read */
-    union {
-        const VringAvail *avail;
-        const VringEvent *driver_event;
-    };
-    union {
-        VringUsed *used;
-        VringEvent *device_event;
-    };
+    /* Read at each operation, written only by setup and memory changes. */
+    VringArea desc;
+    VringArea avail;            /* packed: driver event suppression */
+    VringArea used;             /* packed: device event suppression */
     VringHold *hold;
     VringMemory *mem;
-    const VringRegion *used_region;     /* where used elements are written */
-    const VringRegion *event_region;    /* where kicks are asked for */
     VringOrder *order;          /* by position in the ring; NULL: any order */
     VringConfig config;
-    uint32_t avail_size;        /* bytes of the areas behind the descriptors */
-    uint32_t used_size;
     uint16_t mask;              /* split: config.num - 1 */
     bool swap;                  /* ring is not in host byte order */
+    bool lost;                  /* its areas are not all in RAM */
 
     /* Written at each operation, in the owner's context. */
     bool broken;
@@ -169,9 +165,9 @@ const char *vring_error_str(VringError err);
  * @config: copied; must satisfy VIRTIO 1.3, 2.7 and 2.7.1, or 2.8 and 2.8.10.1
  * @mem: guest memory; outlives the Vring
  *
- * Returns: false if an area is not wholly within one RAM region or not
- *          aligned, or if the format does not allow the size; nothing is held
- *          then
+ * Returns: false if an area is not in RAM, which leaves @vring->lost true, or
+ *          not aligned, or if the format does not allow the size; nothing is
+ *          held then
  *
  * Pair: vring_close().  Devices call vring_setup() instead.
  *
