@@ -40,6 +40,26 @@ static void fuzz_return(TestQueue *q, Flight *f, unsigned i, bool push)
     }
 }
 
+/*
+ * Makes available what stands there: in a split ring any chain, in a packed
+ * one the next descriptor, whatever of it the driver has taken back
+ */
+static void fuzz_offer(TestDriver *drv, uint8_t arg)
+{
+    uint8_t *raw = drv->desc + 16 * (drv->avail_pos % drv->config.num);
+    uint16_t flags;
+
+    if (!drv->config.packed) {
+        driver_offer(drv, arg);
+        return;
+    }
+    flags = driver_lap_flags(drv, drv->avail_pos) |
+            (arg & (NEXT | WRITE | INDIRECT));
+    raw[14] = flags;
+    raw[15] = flags >> 8;
+    drv->avail_pos = driver_advance(drv, drv->avail_pos, 1);
+}
+
 /* One operation: its code, and two bytes whose meaning depends on it */
 static void fuzz_step(TestQueue *q, Flight *f, const uint8_t *op)
 {
@@ -63,10 +83,10 @@ static void fuzz_step(TestQueue *q, Flight *f, const uint8_t *op)
         }
         break;
     case 4:
-        driver_offer(&q->drv, op[1]);
+        fuzz_offer(&q->drv, op[1]);
         break;
     case 5:
-        q->data[op[1]] = op[2];     /* in the descriptor table */
+        q->data[op[1]] = op[2];     /* in the descriptors */
         break;
     case 6:
         test_memory_commit(q->mem);

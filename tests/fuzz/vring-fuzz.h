@@ -3,7 +3,8 @@
  *
  * Knows how a queue with a few good buffers is made and then spoiled with the
  * fuzzer's bytes, so that an empty input is a good driver and each byte of
- * input is a fault.
+ * input is a fault.  Each target is built for split and, with FUZZ_PACKED, for
+ * packed rings.
  *
  * Copyright (c) 2026 the virtio-blk data plane authors
  *
@@ -16,7 +17,11 @@
 #include "qapi/error.h"
 #include "vring-test-driver.h"
 
+#ifdef FUZZ_PACKED
+#define FUZZ_NUM        7
+#else
 #define FUZZ_NUM        8
+#endif
 #define FUZZ_RAM_SIZE   0x1000      /* the ring, tables and data, from 0 on */
 #define FUZZ_NEXT       0x1000      /* adjoins, apart in the host */
 #define FUZZ_IOMMU      0x2000      /* only by the general path */
@@ -36,6 +41,10 @@ static inline void fuzz_queue_init(TestQueue *q, uint8_t features)
         .event_idx = features & 2,
         .big_endian = features & 4,
         .notify_on_empty = features & 8,
+#ifdef FUZZ_PACKED
+        .packed = true,
+#endif
+        .in_order = features & 32,
     };
 
     if (!q->mem) {
@@ -52,31 +61,36 @@ static inline void fuzz_queue_init(TestQueue *q, uint8_t features)
     vring_open(&q->vring, &config, q->mem, &error_abort);
 }
 
-/* Three good buffers: direct, indirect, and over two regions */
+/* Good buffers: direct, indirect, and over two regions */
+static const TestDesc fuzz_direct[] = {
+    { 0x800, 16 }, { 0x900, 64, WRITE }, { 0xa00, 1, WRITE },
+};
+static const TestDesc fuzz_indirect[] = {
+    { FUZZ_TABLE, 3 * 16, INDIRECT },
+};
+static const TestDesc fuzz_regions[] = {
+    { FUZZ_ROM, 16 }, { FUZZ_NEXT - 16, 32, WRITE }, { FUZZ_IOMMU, 16, WRITE },
+};
+
+/* A split ring's table is in no order; of a packed one's the flags mean less */
+static const TestDesc fuzz_split_table[] = {
+    { 0x820, 16, NEXT, 2 }, { 0xa00, 1, WRITE }, { 0x900, 64, WRITE | NEXT, 1 },
+};
+static const TestDesc fuzz_packed_table[] = {
+    { 0x820, 16, NEXT, 2 }, { 0x900, 64, WRITE | NEXT, 1 }, { 0xa00, 1, WRITE },
+};
+
 static inline void fuzz_queue_fill(TestQueue *q)
 {
-    static const TestDesc desc[FUZZ_NUM] = {
-        { 0x800, 16, NEXT, 1 },
-        { 0x900, 64, WRITE | NEXT, 2 },
-        { 0xa00, 1, WRITE },
-        { 0x800, 16, NEXT, 4 },
-        { FUZZ_TABLE, 3 * 16, INDIRECT },
-        { FUZZ_ROM, 16, NEXT, 6 },
-        { FUZZ_NEXT - 16, 32, WRITE | NEXT, 7 },
-        { FUZZ_IOMMU, 16, WRITE },
-    };
-    static const TestDesc table[] = {
-        { 0x820, 16, NEXT, 2 },
-        { 0xa00, 1, WRITE },
-        { 0x900, 64, WRITE | NEXT, 1 },
-    };
+    TestDriver *drv = &q->drv;
 
-    driver_set_table(&q->drv, q->drv.desc, desc, FUZZ_NUM);
-    driver_set_table(&q->drv, q->data + FUZZ_TABLE, table, 3);
-    driver_add(&q->drv, 0);
-    driver_add(&q->drv, 3);
-    driver_add(&q->drv, 5);
-    driver_expose(&q->drv);
+    driver_set_table(drv, q->data + FUZZ_TABLE,
+                     drv->config.packed ? fuzz_packed_table
+                                        : fuzz_split_table, 3);
+    driver_add_chain(drv, 0, fuzz_direct, ARRAY_SIZE(fuzz_direct));
+    driver_add_chain(drv, 3, fuzz_indirect, ARRAY_SIZE(fuzz_indirect));
+    driver_add_chain(drv, 4, fuzz_regions, ARRAY_SIZE(fuzz_regions));
+    driver_expose(drv);
 }
 
 /*
@@ -100,6 +114,7 @@ static inline void fuzz_touch(const VirtQueueElement *elem)
 static inline void fuzz_queue_close(TestQueue *q)
 {
     vring_close(&q->vring);
+    driver_cleanup(&q->drv);
     g_assert_cmpuint(test_memory_mappings(q->mem), ==, 0);
     g_assert_cmpuint(test_memory_tables(q->mem), ==, 1);
 }

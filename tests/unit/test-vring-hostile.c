@@ -1,9 +1,10 @@
 /*
- * Tests of the split ring: drivers that break the rules
+ * Tests of the ring: drivers that break the rules
  *
- * Knows the rows ROBS and G of the requirements.  Whatever the driver does,
- * the ring answers with the one error that names it, holds nothing, writes
- * nothing, and is broken from then on; or it tolerates the fault.
+ * Knows the rows ROBS, ROBP and G of the requirements, for both formats.
+ * Whatever the driver does, the ring answers with the one error that names it,
+ * holds nothing, writes nothing, and is broken from then on; or it tolerates
+ * the fault.
  *
  * Copyright (c) 2026 the virtio-blk data plane authors
  *
@@ -46,8 +47,15 @@ static void hostile_queue_init(TestQueue *q, const VringConfig *config)
 
 #define CASE_DESCS QUEUE_SIZE
 
+typedef enum CaseFormat {
+    SPLIT_ONLY,
+    BOTH,                               /* the same error in a packed ring */
+    PACKED_ONLY,
+} CaseFormat;
+
 typedef struct ChainCase {
     const char *path;
+    CaseFormat format;
     VringError error;
     bool no_indirect;                   /* feature not negotiated */
     TestDesc ring[CASE_DESCS];          /* descriptors from 0 on */
@@ -124,13 +132,15 @@ static const ChainCase chain_cases[] = {
         .ring = { { TABLE(2), INDIRECT } },
         .table = { { HDR, NEXT, 1 }, { STATUS, WRITE | NEXT, 65535 } },
     }, {
-        /* covers: ROBS-13, G9 */
+        /* covers: ROBS-13, G9, ROBP-3 */
         .path = "/vring/hostile/order/direct",
+        .format = BOTH,
         .error = VRING_ERR_ORDER,
         .ring = { { STATUS, WRITE | NEXT, 1 }, { HDR } },
     }, {
-        /* covers: ROBS-13 */
+        /* covers: ROBS-13, ROBP-3 */
         .path = "/vring/hostile/order/in-table",
+        .format = BOTH,
         .error = VRING_ERR_ORDER,
         .ring = { { TABLE(3), INDIRECT } },
         .table = { { HDR, NEXT, 1 }, { STATUS, WRITE | NEXT, 2 }, { BLOCK } },
@@ -141,68 +151,80 @@ static const ChainCase chain_cases[] = {
         .ring = { { STATUS, WRITE | NEXT, 1 }, { TABLE(1), INDIRECT } },
         .table = { { HDR } },
     }, {
-        /* covers: ROBS-8 */
+        /* covers: ROBS-8, ROBP-9 */
         .path = "/vring/hostile/address/readable-nowhere",
+        .format = BOTH,
         .error = VRING_ERR_ADDRESS,
         .ring = { { NOWHERE, 16 } },
     }, {
-        /* covers: ROBS-8 */
+        /* covers: ROBS-8, ROBP-9 */
         .path = "/vring/hostile/address/writable-nowhere",
+        .format = BOTH,
         .error = VRING_ERR_ADDRESS,
         .ring = { { HDR, NEXT, 1 }, { NOWHERE, 16, WRITE | NEXT, 2 },
                   { STATUS, WRITE } },
     }, {
-        /* covers: ROBS-8 */
+        /* covers: ROBS-8, ROBP-9 */
         .path = "/vring/hostile/address/nowhere-in-table",
+        .format = BOTH,
         .error = VRING_ERR_ADDRESS,
         .ring = { { TABLE(2), INDIRECT } },
         .table = { { HDR, NEXT, 1 }, { NOWHERE, 1, WRITE } },
     }, {
-        /* covers: ROBS-8, G11 */
+        /* covers: ROBS-8, G11, ROBP-9 */
         .path = "/vring/hostile/address/just-in-front-of-a-region",
+        .format = BOTH,
         .error = VRING_ERR_ADDRESS,
         .ring = { { DATA_BASE - 1, 2 } },
     }, {
-        /* covers: ROBS-9, G11 */
+        /* covers: ROBS-9, G11, ROBP-9 */
         .path = "/vring/hostile/address/just-behind-a-region",
+        .format = BOTH,
         .error = VRING_ERR_ADDRESS,
         .ring = { { DATA_BASE + DATA_SIZE, 1 } },
     }, {
-        /* covers: ROBS-9 */
+        /* covers: ROBS-9, ROBP-9 */
         .path = "/vring/hostile/address/runs-out-of-its-region",
+        .format = BOTH,
         .error = VRING_ERR_ADDRESS,
         .ring = { { HDR, NEXT, 1 },
                   { DATA_BASE + DATA_SIZE - 16, 17, WRITE } },
     }, {
-        /* covers: ROBS-9: there is RAM at 0, but not for this buffer */
+        /* covers: ROBS-9, ROBP-9: there is RAM at 0, but not for this buffer */
         .path = "/vring/hostile/address/wraps",
+        .format = BOTH,
         .error = VRING_ERR_ADDRESS,
         .ring = { { TOP_BASE + TOP_SIZE - 16, 17 } },
     }, {
-        /* covers: ROBS-9 */
+        /* covers: ROBS-9, ROBP-9 */
         .path = "/vring/hostile/address/wraps-from-the-last-byte",
+        .format = BOTH,
         .error = VRING_ERR_ADDRESS,
         .ring = { { UINT64_MAX, 2, WRITE } },
     }, {
         /* covers: G11 */
         .path = "/vring/hostile/address/writable-in-rom",
+        .format = BOTH,
         .error = VRING_ERR_ADDRESS,
         .ring = { { ROM_BASE, 512, NEXT, 1 }, { ROM_BASE, 512, WRITE } },
     }, {
-        /* covers: ROBS-11, G9 */
+        /* covers: ROBS-11, G9, ROBP-16 */
         .path = "/vring/hostile/length/4-gib",
+        .format = BOTH,
         .error = VRING_ERR_LENGTH,
         .ring = { { HUGE_BASE, 0xffffffff, WRITE | NEXT, 1 },
                   { STATUS, WRITE } },
     }, {
-        /* covers: ROBS-11, G9: both directions count */
+        /* covers: ROBS-11, G9, ROBP-16: both directions count */
         .path = "/vring/hostile/length/both-directions",
+        .format = BOTH,
         .error = VRING_ERR_LENGTH,
         .ring = { { HUGE_BASE, 0x80000000, NEXT, 1 },
                   { HUGE_BASE, 0x80000000, WRITE } },
     }, {
-        /* covers: ROBS-11: the sum would be small in 32 bits */
+        /* covers: ROBS-11, ROBP-16: the sum would be small in 32 bits */
         .path = "/vring/hostile/length/wraps",
+        .format = BOTH,
         .error = VRING_ERR_LENGTH,
         .ring = { { HUGE_BASE, 0x80000000, NEXT, 1 },
                   { HUGE_BASE, 0x7fffffff, WRITE | NEXT, 2 },
@@ -228,36 +250,42 @@ static const ChainCase chain_cases[] = {
         .ring = { { TABLE(1), INDIRECT } },
         .table = { { NOWHERE, 5, INDIRECT | WRITE } },
     }, {
-        /* covers: ROBS-16 */
+        /* covers: ROBS-16, ROBP-4 */
         .path = "/vring/hostile/indirect/with-next",
+        .format = BOTH,
         .error = VRING_ERR_INDIRECT_NEXT,
         .ring = { { TABLE(1), INDIRECT | NEXT, 1 }, { STATUS, WRITE } },
         .table = { { HDR } },
     }, {
-        /* covers: ROBS-17, G4 */
+        /* covers: ROBS-17, G4, ROBP-6 */
         .path = "/vring/hostile/table/length-0",
+        .format = BOTH,
         .error = VRING_ERR_TABLE_LENGTH,
         .ring = { { TABLE(0), INDIRECT } },
     }, {
-        /* covers: ROBS-17 */
+        /* covers: ROBS-17, ROBP-6 */
         .path = "/vring/hostile/table/length-15",
+        .format = BOTH,
         .error = VRING_ERR_TABLE_LENGTH,
         .ring = { { TABLE_BASE, 15, INDIRECT } },
     }, {
-        /* covers: ROBS-17 */
+        /* covers: ROBS-17, ROBP-6 */
         .path = "/vring/hostile/table/length-40",
+        .format = BOTH,
         .error = VRING_ERR_TABLE_LENGTH,
         .ring = { { TABLE_BASE, 40, INDIRECT } },
         .table = { { HDR, NEXT, 1 }, { STATUS, WRITE } },
     }, {
-        /* covers: ROBS-20 */
+        /* covers: ROBS-20, ROBP-8 */
         .path = "/vring/hostile/table/length-fffffff0",
+        .format = BOTH,
         .error = VRING_ERR_TABLE_LENGTH,
         .ring = { { TABLE_BASE, 0xfffffff0, INDIRECT } },
         .table = { { HDR } },
     }, {
-        /* covers: ROBS-20: one more than 2.7 allows, all of it in RAM */
+        /* covers: ROBS-20, ROBP-8: one more than 2.7 allows, all in RAM */
         .path = "/vring/hostile/table/32769-entries",
+        .format = BOTH,
         .error = VRING_ERR_TABLE_LENGTH,
         .ring = { { HUGE_BASE, 16 * 32769, INDIRECT } },
     }, {
@@ -266,30 +294,88 @@ static const ChainCase chain_cases[] = {
         .error = VRING_ERR_TABLE_ADDRESS,
         .ring = { { HDR, NEXT, 1 }, { NOWHERE, 16, INDIRECT } },
     }, {
-        /* covers: ROBS-20 */
+        /* covers: ROBS-20, ROBP-9 */
         .path = "/vring/hostile/table/wraps",
+        .format = BOTH,
         .error = VRING_ERR_TABLE_ADDRESS,
         .ring = { { TOP_BASE + TOP_SIZE - 16, 32, INDIRECT } },
+    }, {
+        /* covers: ROBP-4, G9 */
+        .path = "/vring/hostile/packed/indirect-behind-a-direct-one",
+        .format = PACKED_ONLY,
+        .error = VRING_ERR_INDIRECT_NEXT,
+        .ring = { { HDR, NEXT }, { TABLE(1), INDIRECT } },
+        .table = { { STATUS, WRITE } },
+    }, {
+        /* covers: ROBP-4 */
+        .path = "/vring/hostile/packed/indirect-between-direct-ones",
+        .format = PACKED_ONLY,
+        .error = VRING_ERR_INDIRECT_NEXT,
+        .ring = { { HDR, NEXT }, { TABLE(1), INDIRECT | NEXT },
+                  { STATUS, WRITE } },
+        .table = { { STATUS, WRITE } },
+    }, {
+        /* covers: ROBP-5 */
+        .path = "/vring/hostile/packed/indirect-not-negotiated",
+        .format = PACKED_ONLY,
+        .error = VRING_ERR_INDIRECT_FEATURE,
+        .no_indirect = true,
+        .ring = { { TABLE(1), INDIRECT } },
+        .table = { { STATUS, WRITE } },
+    }, {
+        /* covers: ROBP-9, G11 */
+        .path = "/vring/hostile/packed/table-nowhere",
+        .format = PACKED_ONLY,
+        .error = VRING_ERR_TABLE_ADDRESS,
+        .ring = { { NOWHERE, 16, INDIRECT } },
+    }, {
+        /* covers: ROBP-9, G4: the first entry is in RAM, the second one not */
+        .path = "/vring/hostile/packed/table-runs-out-of-its-region",
+        .format = PACKED_ONLY,
+        .error = VRING_ERR_TABLE_ADDRESS,
+        .ring = { { DATA_BASE + DATA_SIZE - 16, 32, INDIRECT } },
     },
 };
+
+/* Descriptors of the chain at 0, if it is one without a jump */
+static unsigned list_length(const TestDesc *ring)
+{
+    unsigned n = 0;
+
+    while (ring[n++].flags & NEXT) {
+        g_assert_cmpuint(n, <, CASE_DESCS);
+    }
+    return n;
+}
+
+static void run_chain(const ChainCase *c, const TestMode *mode)
+{
+    VringConfig config = test_config(mode, QUEUE_SIZE);
+    TestQueue q;
+
+    g_test_message("%s", mode->name);
+    config.indirect = !c->no_indirect;
+    hostile_queue_init(&q, &config);
+    driver_set_table(&q.drv, test_memory_host(q.mem, TABLE_BASE), c->table,
+                     CASE_DESCS);
+    if (mode->packed) {
+        driver_offer_chain(&q.drv, 0, c->ring, list_length(c->ring));
+    } else {
+        driver_set_table(&q.drv, q.drv.desc, c->ring, CASE_DESCS);
+        driver_offer(&q.drv, 0);
+    }
+    test_queue_fail(&q, c->error);
+    test_queue_cleanup(&q);
+}
 
 static void test_chain(const void *opaque)
 {
     const ChainCase *c = opaque;
 
-    for (unsigned i = 0; i < TEST_MODES; i++) {
-        VringConfig config = test_config(&test_modes[i], QUEUE_SIZE);
-        TestQueue q;
-
-        g_test_message("%s", test_modes[i].name);
-        config.indirect = !c->no_indirect;
-        hostile_queue_init(&q, &config);
-        driver_set_table(&q.drv, q.drv.desc, c->ring, CASE_DESCS);
-        driver_set_table(&q.drv, test_memory_host(q.mem, TABLE_BASE),
-                         c->table, CASE_DESCS);
-        driver_offer(&q.drv, 0);
-        test_queue_fail(&q, c->error);
-        test_queue_cleanup(&q);
+    for (unsigned i = 0; i < TEST_ALL_MODES; i++) {
+        if (c->format != (test_modes[i].packed ? SPLIT_ONLY : PACKED_ONLY)) {
+            run_chain(c, &test_modes[i]);
+        }
     }
 }
 
@@ -561,10 +647,8 @@ typedef enum HintWay {
 static void hint_queue_init(TestQueue *q, VringConfig *config)
 {
     hostile_queue_init(q, config);
-    vring_close(&q->vring);
     config->desc = DATA_END - driver_desc_size(QUEUE_SIZE);
-    driver_init(&q->drv, q->mem, config);
-    vring_open(&q->vring, config, q->mem, &error_abort);
+    test_queue_reopen(q, config);
 }
 
 /* A direct chain at 0, a table at 1, and the case's entry behind them */
@@ -863,11 +947,241 @@ static void test_push_when_broken(void)
     test_queue_cleanup(&q);
 }
 
+/* Packed rings */
+
+static void packed_queue_init(TestQueue *q, unsigned num)
+{
+    const TestMode mode = { .packed = true };
+    VringConfig config = test_config(&mode, num);
+
+    hostile_queue_init(q, &config);
+}
+
+/* Writes what stands at position @pos as it is, available in its lap */
+static void put_desc(TestQueue *q, unsigned pos, TestDesc desc)
+{
+    desc.flags |= driver_lap_flags(&q->drv, pos);
+    driver_set_desc(&q->drv, pos % q->drv.config.num, &desc);
+}
+
+/* covers: ROBP-1, G3: bounded in a queue of any size, from any place */
+static void test_packed_endless_list(void)
+{
+    static const unsigned sizes[] = { 1, 2, 3, 7, 255, 1000, 1500, 32768 };
+
+    for (unsigned i = 0; i < 2 * ARRAY_SIZE(sizes); i++) {
+        unsigned num = sizes[i / 2], len = i % 2;
+        TestQueue q;
+
+        packed_queue_init(&q, num);
+        for (unsigned j = 0; j < num / 2; j++) {
+            test_queue_run(&q, j);
+        }
+        for (unsigned j = 0; j < num; j++) {
+            put_desc(&q, num / 2 + j, (TestDesc) { DATA_BASE, len, NEXT });
+        }
+        test_queue_fail(&q, len && num > VIRTQUEUE_MAX_SIZE ?
+                            VRING_ERR_TOO_LONG : VRING_ERR_LOOP);
+        test_queue_cleanup(&q);
+    }
+}
+
+/*
+ * covers: ROBP-2: a list that goes on in what is not available: of the lap
+ * before, used already, or never written; whatever it says is not used
+ */
+static void test_packed_stale_rest(void)
+{
+    static const uint16_t stale[] = { 0, USED, AVAIL | USED };
+
+    for (unsigned i = 0; i < ARRAY_SIZE(stale); i++) {
+        const TestDesc rest = { DATA_BASE + 64, 16, stale[i] | WRITE, 1 };
+        VirtQueueElement elem;
+        TestQueue q;
+        int ret;
+
+        packed_queue_init(&q, QUEUE_SIZE);
+        driver_set_desc(&q.drv, 1, &rest);
+        put_desc(&q, 0, (TestDesc) { DATA_BASE, 16, NEXT });
+        ret = vring_pop(&q.vring, &elem, &q.buf);
+        g_assert_cmpint(ret, <=, 0);
+        g_assert_cmpint(ret, !=, -VRING_ERR_RING_LOST);
+        g_assert_cmpuint(q.vring.inuse, ==, 0);
+        g_assert(q.buf.hold == NULL);
+        test_queue_cleanup(&q);
+    }
+}
+
+/* Pops @n buffers of one descriptor with id @id + i * @step */
+static void packed_fill(TestQueue *q, VirtQueueElement *elem,
+                        VringBuffer *buf, unsigned n, unsigned step)
+{
+    for (unsigned i = 0; i < n; i++) {
+        vring_buffer_init(&buf[i]);
+        put_desc(q, i, (TestDesc) { DATA_BASE, 16, WRITE, 7 + i * step });
+        g_assert_cmpint(vring_pop(&q->vring, &elem[i], &buf[i]), ==, 1);
+        g_assert_cmpuint(elem[i].index, ==, 7 + i * step);
+    }
+}
+
+static void packed_give_up(TestQueue *q, VirtQueueElement *elem,
+                           VringBuffer *buf, unsigned n)
+{
+    for (unsigned i = 0; i < n; i++) {
+        vring_detach(&q->vring, &elem[i], &buf[i]);
+    }
+    g_assert_cmpuint(q->vring.inuse, ==, 0);
+}
+
+/*
+ * covers: G9: never more descriptors in flight than the ring has, be it that
+ * all are, or that a list goes on into those that are
+ */
+static void test_packed_queue_full(void)
+{
+    for (unsigned busy = 1; busy <= QUEUE_SIZE; busy++) {
+        VirtQueueElement elem[QUEUE_SIZE];
+        VringBuffer buf[QUEUE_SIZE];
+        TestQueue q;
+
+        packed_queue_init(&q, QUEUE_SIZE);
+        packed_fill(&q, elem, buf, busy, 1);
+        /* A list of all that is left, and one more of the next lap */
+        for (unsigned i = busy; i <= QUEUE_SIZE; i++) {
+            put_desc(&q, i, (TestDesc) { DATA_BASE, 16,
+                                         i < QUEUE_SIZE ? NEXT : 0, 99 });
+        }
+        test_queue_fail(&q, VRING_ERR_QUEUE_FULL);
+        packed_give_up(&q, elem, buf, busy);
+        test_queue_cleanup(&q);
+    }
+}
+
+/* covers: ROBP-10: many in flight with one id: each of them comes back */
+static void test_packed_same_id(void)
+{
+    for (unsigned in_order = 0; in_order < 2; in_order++) {
+        const TestMode mode = { .packed = true, .in_order = in_order };
+        VringConfig config = test_config(&mode, QUEUE_SIZE);
+        VirtQueueElement elem[QUEUE_SIZE];
+        VringBuffer buf[QUEUE_SIZE];
+        TestQueue q;
+
+        test_queue_init(&q, &config);
+        packed_fill(&q, elem, buf, QUEUE_SIZE, 0);
+        for (unsigned i = QUEUE_SIZE; i-- > 0;) {
+            vring_push(&q.vring, &elem[i], &buf[i], 1 + i);
+        }
+        g_assert_cmpuint(vring_publish(&q.vring), ==, QUEUE_SIZE);
+        for (unsigned i = 0; i < QUEUE_SIZE; i++) {
+            const uint8_t *raw = q.drv.desc + 16 * i;
+
+            g_assert_cmphex(raw[12] | raw[13] << 8, ==, 7);
+            g_assert_cmphex(raw[14] | raw[15] << 8, ==,
+                            AVAIL | USED | WRITE);
+        }
+        g_assert_cmpuint(q.vring.inuse, ==, 0);
+        test_queue_cleanup(&q);
+    }
+}
+
+/* covers: ROBP-8: as many vectors as any array has, and more */
+static void test_packed_too_long(void)
+{
+    static const unsigned lengths[] = { 1025, 2000, 32768 };
+
+    for (unsigned i = 0; i < ARRAY_SIZE(lengths); i++) {
+        unsigned n = lengths[i];
+        TestDesc *table = g_new0(TestDesc, n);
+        const TestDesc head = { HUGE_BASE, 16 * n, INDIRECT };
+        TestQueue q;
+
+        packed_queue_init(&q, QUEUE_SIZE);
+        for (unsigned j = 0; j < n; j++) {
+            table[j] = (TestDesc) { DATA_BASE, 1, WRITE };
+        }
+        driver_set_table(&q.drv, test_memory_host(q.mem, HUGE_BASE), table, n);
+        driver_offer_chain(&q.drv, 0, &head, 1);
+        test_queue_fail(&q, VRING_ERR_TOO_LONG);
+        g_free(table);
+        test_queue_cleanup(&q);
+    }
+}
+
+/* covers: ROBP-9: the buffer has grown once or more before the fault */
+static void test_packed_fault_behind_long_list(void)
+{
+    for (unsigned n = VRING_INLINE_VECTORS; n < 1024; n *= 2) {
+        TestDesc *desc = g_new0(TestDesc, n + 1);
+        TestQueue q;
+
+        packed_queue_init(&q, 1000);
+        for (unsigned i = 0; i < n; i++) {
+            desc[i] = (TestDesc) { DATA_BASE, 1 };
+        }
+        desc[n] = (TestDesc) { NOWHERE, 1 };
+        driver_offer_chain(&q.drv, 0, desc, n + 1);
+        test_queue_fail(&q, VRING_ERR_ADDRESS);
+        g_free(desc);
+        test_queue_cleanup(&q);
+    }
+}
+
+/*
+ * What was popped before the fault is given back, but not shown, not even
+ * what was pushed before it; covers: G9
+ */
+static void test_packed_push_when_broken(void)
+{
+    g_autoptr(GBytes) before = NULL;
+    g_autoptr(GBytes) after = NULL;
+    VirtQueueElement elem[4];
+    VringBuffer buf[4];
+    TestQueue q;
+
+    packed_queue_init(&q, QUEUE_SIZE);
+    packed_fill(&q, elem, buf, 4, 1);
+    vring_push(&q.vring, &elem[3], &buf[3], 1);
+    put_desc(&q, 4, (TestDesc) { NOWHERE, 1 });
+    test_queue_fail(&q, VRING_ERR_ADDRESS);
+    before = driver_contents(&q.drv);
+    vring_push(&q.vring, &elem[0], &buf[0], 1);
+    vring_push(&q.vring, &elem[2], &buf[2], 1);
+    vring_detach(&q.vring, &elem[1], &buf[1]);
+    g_assert_cmpuint(vring_publish(&q.vring), ==, 0);
+    after = driver_contents(&q.drv);
+    g_assert_true(g_bytes_equal(before, after));
+    g_assert_false(driver_has_used(&q.drv));
+    g_assert_cmpuint(q.vring.inuse, ==, 0);
+    test_queue_cleanup(&q);
+}
+
+/* The driver writes over what the device keeps there; covers: SPLIT-18, G6 */
+static void test_packed_scribbles(void)
+{
+    TestQueue q;
+
+    packed_queue_init(&q, 5);
+    for (unsigned i = 0; i < 20; i++) {
+        VirtQueueElement elem;
+
+        test_queue_run(&q, i);
+        driver_offer_buffer(&q.drv, 50 + i, DATA_BASE, 16, true);
+        g_assert_cmpint(vring_pop(&q.vring, &elem, &q.buf), ==, 1);
+        /* Whatever stands there: the device knows what it has taken */
+        memset(q.drv.desc + 16 * (q.drv.used_pos % 5), 0, 14);
+        memset(q.drv.used, 0xff, 4);
+        test_queue_use(&q, &elem, 16);
+    }
+    test_queue_cleanup(&q);
+}
+
 /* Where the areas lie */
 
 typedef struct AreaCase {
     const char *path;
     hwaddr desc, avail, used;   /* 0: where they belong */
+    bool packed;
 } AreaCase;
 
 /* The sizes are those of 8 entries with EVENT_IDX: 128, 22, 70 */
@@ -887,12 +1201,37 @@ static const AreaCase area_cases[] = {
     { "/vring/hostile/area/desc-wraps", .desc = UINT64_MAX - 15 },
     { "/vring/hostile/area/avail-wraps", .avail = UINT64_MAX - 1 },
     { "/vring/hostile/area/used-wraps", .used = UINT64_MAX - 3 },
+
+    /* covers: ROBP-17, G11; 128 bytes, 4, and 4 */
+    { "/vring/hostile/area/packed/ring-unaligned", .desc = DATA_BASE + 8,
+      .packed = true },
+    { "/vring/hostile/area/packed/driver-unaligned", .avail = DATA_BASE + 2,
+      .packed = true },
+    { "/vring/hostile/area/packed/device-unaligned", .used = DATA_BASE + 2,
+      .packed = true },
+    { "/vring/hostile/area/packed/ring-nowhere", .desc = NOWHERE,
+      .packed = true },
+    { "/vring/hostile/area/packed/driver-nowhere", .avail = NOWHERE,
+      .packed = true },
+    { "/vring/hostile/area/packed/device-nowhere", .used = NOWHERE,
+      .packed = true },
+    { "/vring/hostile/area/packed/ring-in-rom", .desc = ROM_BASE,
+      .packed = true },
+    { "/vring/hostile/area/packed/device-in-rom", .used = ROM_BASE,
+      .packed = true },
+    { "/vring/hostile/area/packed/ring-over-the-edge", .desc = DATA_END - 112,
+      .packed = true },
+    { "/vring/hostile/area/packed/ring-wraps", .desc = UINT64_MAX - 15,
+      .packed = true },
+    { "/vring/hostile/area/packed/driver-behind-the-edge", .avail = DATA_END,
+      .packed = true },
 };
 
 static void test_area(const void *opaque)
 {
     const AreaCase *c = opaque;
-    VringConfig config = test_config(&test_modes[1], QUEUE_SIZE);
+    const TestMode mode = { .packed = c->packed, .event_idx = true };
+    VringConfig config = test_config(&mode, QUEUE_SIZE);
     Error *err = NULL;
     Vring vring;
     TestQueue q;
@@ -907,27 +1246,29 @@ static void test_area(const void *opaque)
     test_queue_cleanup(&q);
 }
 
-/* covers: ROBS-22, SPLIT-1: up to the last byte of a region is allowed */
+/* covers: ROBS-22, SPLIT-1, PACK-1: up to the last byte of a region */
 static void test_areas_at_the_edge(void)
 {
     static const AreaCase edges[] = {
         { "desc", .desc = DATA_END - 128 },
         { "avail", .avail = DATA_END - 22 },
         { "used", .used = DATA_END - 72 },
+        { "packed ring", .desc = DATA_END - 128, .packed = true },
+        { "driver area", .avail = DATA_END - 4, .packed = true },
+        { "device area", .used = DATA_END - 4, .packed = true },
     };
 
     for (unsigned i = 0; i < ARRAY_SIZE(edges); i++) {
-        VringConfig config = test_config(&test_modes[1], QUEUE_SIZE);
+        const TestMode mode = { .packed = edges[i].packed, .event_idx = true };
+        VringConfig config = test_config(&mode, QUEUE_SIZE);
         TestQueue q;
 
         g_test_message("%s", edges[i].path);
         test_queue_init(&q, &config);
-        vring_close(&q.vring);
         config.desc = edges[i].desc ?: config.desc;
         config.avail = edges[i].avail ?: config.avail;
         config.used = edges[i].used ?: config.used;
-        driver_init(&q.drv, q.mem, &config);
-        vring_open(&q.vring, &config, q.mem, &error_abort);
+        test_queue_reopen(&q, &config);
         for (unsigned j = 0; j < 2 * QUEUE_SIZE; j++) {
             vring_enable_notification(&q.vring);
             test_queue_run(&q, j % QUEUE_SIZE);
@@ -1013,7 +1354,6 @@ static void check_raced_element(TestQueue *q, const VirtQueueElement *elem)
 {
     unsigned n = elem->out_num + elem->in_num;
 
-    g_assert_cmpuint(elem->index, <, QUEUE_SIZE);
     g_assert_cmpuint(n, <=, VIRTQUEUE_MAX_SIZE);
     for (unsigned i = 0; i < n; i++) {
         uint64_t offset = elem->out_addr[i] - DATA_BASE;
@@ -1043,9 +1383,103 @@ static void test_racing_writer(void)
         int ret = vring_pop(&q.vring, &elem, &q.buf);
 
         if (ret > 0) {
+            g_assert_cmpuint(elem.index, <, QUEUE_SIZE);
             check_raced_element(&q, &elem);
             vring_push(&q.vring, &elem, &q.buf, 0);
             vring_publish(&q.vring);
+            served++;
+        } else {
+            refused += ret < 0;
+        }
+        vring_should_notify(&q.vring);
+        vring_enable_notification(&q.vring);
+        vring_close(&q.vring);
+        vring_open(&q.vring, &config, q.mem, &error_abort);
+    }
+    qatomic_set(&racer.stop, true);
+    pthread_join(thread, NULL);
+    g_test_message("%u served, %u refused", served, refused);
+    test_queue_cleanup(&q);
+}
+
+/*
+ * The same for a packed ring: a list of two, or a table, at its beginning.  A
+ * length, an id and flags are written together, as drivers do.
+ */
+static const TestDesc packed_race_good[] = {
+    { DATA_BASE, 16, NEXT | AVAIL, 5 },
+    { DATA_BASE + 64, 64, WRITE | AVAIL, 6 },
+    { TABLE_BASE, 32, INDIRECT | AVAIL, 7 },
+};
+
+static const TestDesc packed_race_bad[] = {
+    { NOWHERE, 0x7fffffff, WRITE | NEXT | AVAIL, 9999 },
+    { DATA_BASE + DATA_SIZE - 8, 0xfffffff0, NEXT | USED, 7777 },
+    { NOWHERE, 0xfffffff0, INDIRECT | WRITE | AVAIL, 8888 },
+};
+
+/* Where in the ring or the table, and as which descriptor */
+static const struct {
+    bool table;
+    unsigned slot;
+    unsigned desc;
+} packed_race_places[] = {
+    { false, 0, 0 }, { false, 1, 1 }, { false, 0, 2 },
+    { true, 0, 0 }, { true, 1, 1 },
+};
+
+static void packed_race_write(TestQueue *q, unsigned n)
+{
+    unsigned i = n / 2 % ARRAY_SIZE(packed_race_places);
+    unsigned slot = packed_race_places[i].slot;
+    unsigned desc = packed_race_places[i].desc;
+    uint8_t *table = packed_race_places[i].table ?
+                     test_memory_host(q->mem, TABLE_BASE) : q->drv.desc;
+    uint64_t word[2];
+
+    /* Bad and good by turns, most often good in the end */
+    driver_set_table(&q->drv, (uint8_t *)word,
+                     n % 2 ? &packed_race_good[desc] : &packed_race_bad[desc],
+                     1);
+    for (unsigned half = 0; half < 2; half++) {
+        qatomic_set((uint64_t *)table + 2 * slot + half, word[half]);
+    }
+}
+
+static void *packed_race_writer(void *opaque)
+{
+    Racer *racer = opaque;
+
+    for (unsigned n = 0; !qatomic_read(&racer->stop); n++) {
+        /* Stays at one place for a while */
+        packed_race_write(racer->q, n / 64 * 2 + n % 2);
+    }
+    return NULL;
+}
+
+/* covers: ROBP-13, G10 */
+static void test_packed_racing_writer(void)
+{
+    const TestMode mode = { .packed = true, .event_idx = true };
+    VringConfig config = test_config(&mode, QUEUE_SIZE);
+    unsigned served = 0, refused = 0;
+    VirtQueueElement elem;
+    pthread_t thread;
+    TestQueue q;
+    Racer racer = { .q = &q };
+
+    test_queue_init(&q, &config);
+    for (unsigned i = 0; i < ARRAY_SIZE(packed_race_places); i++) {
+        packed_race_write(&q, 2 * i + 1);
+    }
+    g_assert(!pthread_create(&thread, NULL, packed_race_writer, &racer));
+    for (unsigned i = 0; i < RACE_ROUNDS; i++) {
+        int ret = vring_pop(&q.vring, &elem, &q.buf);
+
+        if (ret > 0) {
+            check_raced_element(&q, &elem);
+            g_assert_cmpuint(elem.ndescs, <=, QUEUE_SIZE);
+            vring_detach(&q.vring, &elem, &q.buf);
             served++;
         } else {
             refused += ret < 0;
@@ -1084,6 +1518,25 @@ static void add_function_tests(void)
     g_test_add_func("/vring/hostile/racing-writer", test_racing_writer);
 }
 
+static void add_packed_tests(void)
+{
+    g_test_add_func("/vring/hostile/packed/endless-list",
+                    test_packed_endless_list);
+    g_test_add_func("/vring/hostile/packed/stale-rest",
+                    test_packed_stale_rest);
+    g_test_add_func("/vring/hostile/packed/queue-full",
+                    test_packed_queue_full);
+    g_test_add_func("/vring/hostile/packed/same-id", test_packed_same_id);
+    g_test_add_func("/vring/hostile/packed/too-long", test_packed_too_long);
+    g_test_add_func("/vring/hostile/packed/fault-behind-long-list",
+                    test_packed_fault_behind_long_list);
+    g_test_add_func("/vring/hostile/packed/push-when-broken",
+                    test_packed_push_when_broken);
+    g_test_add_func("/vring/hostile/packed/scribbles", test_packed_scribbles);
+    g_test_add_func("/vring/hostile/packed/racing-writer",
+                    test_packed_racing_writer);
+}
+
 int main(int argc, char **argv)
 {
     g_test_init(&argc, &argv, NULL);
@@ -1102,5 +1555,6 @@ int main(int argc, char **argv)
         g_test_add_data_func(area_cases[i].path, &area_cases[i], test_area);
     }
     add_function_tests();
+    add_packed_tests();
     return g_test_run();
 }

@@ -3,7 +3,8 @@
  *
  * Knows VIRTIO 1.3, 2.7.7 and 2.7.10: used buffer notifications, which the
  * driver suppresses, and available buffer notifications, which the device
- * suppresses.  What happens when both sides act at once is in
+ * suppresses; what a packed ring has in place of them is in
+ * test-vring-packed-notify.c.  What happens when both sides act at once is in
  * test-vring-stress.c.
  *
  * Copyright (c) 2026 the virtio-blk data plane authors

@@ -16,18 +16,6 @@
 #include "qapi/error.h"
 #include "vring-test-driver.h"
 
-typedef void TestModeFunc(const TestMode *mode);
-
-static void test_in_all_modes(const void *opaque)
-{
-    TestModeFunc *const *func = opaque;
-
-    for (unsigned i = 0; i < TEST_MODES; i++) {
-        g_test_message("%s", test_modes[i].name);
-        (*func)(&test_modes[i]);
-    }
-}
-
 /* Layout */
 
 typedef struct RawCase {
@@ -178,7 +166,7 @@ static void test_bad_queue_sizes(const TestMode *mode)
         Vring vring;
 
         config.avail = QEMU_ALIGN_UP(config.avail, 2);
-        g_assert_cmphex(config.used + driver_used_size(bad[i]), <,
+        g_assert_cmphex(config.used + driver_used_size(&config), <,
                         RING_BASE + size);
         g_assert_false(vring_open(&vring, &config, mem, &err));
         error_free_or_abort(&err);
@@ -365,13 +353,11 @@ static void test_only_used_ring_is_written(const TestMode *mode)
     TestQueue q;
 
     test_queue_init(&q, &config);
-    vring_close(&q.vring);
     test_memory_add(q.mem, used_base, TEST_PAGE, TEST_RAM);
     test_memory_add(q.mem, table_base, TEST_PAGE, TEST_RAM);
     test_memory_commit(q.mem);
     config.used = used_base;
-    driver_init(&q.drv, q.mem, &config);
-    vring_open(&q.vring, &config, q.mem, &error_abort);
+    test_queue_reopen(&q, &config);
 
     driver_set_table(&q.drv, test_memory_host(q.mem, table_base), table,
                      ARRAY_SIZE(table));
@@ -449,7 +435,7 @@ static void test_driver_scribbles_on_used_ring(const TestMode *mode)
 
     test_queue_init(&q, &config);
     test_queue_run(&q, 0);
-    memset(q.drv.used, 0x5a, driver_used_size(4));
+    memset(q.drv.used, 0x5a, driver_used_size(&config));
     driver_set_used_idx(&q.drv, 1);
     test_queue_run(&q, 1);
     g_assert_cmpuint(driver_used_idx(&q.drv), ==, 2);
@@ -700,10 +686,7 @@ static void test_long_table(const TestMode *mode)
 /* Adding tests */
 
 #define MODE_TEST(name, func) \
-    do { \
-        static TestModeFunc *const f = func; \
-        g_test_add_data_func("/vring/split/" name, &f, test_in_all_modes); \
-    } while (0)
+    test_add_modes("/vring/split/" name, func, TEST_MODES)
 
 static void add_mode_tests(void)
 {

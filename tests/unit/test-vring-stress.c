@@ -1,7 +1,8 @@
 /*
- * Tests of the split ring: driver and device at the same time
+ * Tests of the ring: driver and device at the same time
  *
- * Knows what both sides owe each other in ordering.  A driver thread and a
+ * Knows what both sides owe each other in ordering, in either format, and that
+ * the device may use buffers in another order.  A driver thread and a
  * device thread share a ring; both obey the other's suppression of
  * notifications, and sleep when they have nothing to do.  A notification that
  * is missing leaves both asleep, which the time limit on each sleep turns
@@ -34,6 +35,8 @@ typedef struct StressCase {
     bool event_idx;
     bool big_endian;
     bool indirect;
+    bool packed;
+    bool in_order;
     bool memory_changes;        /* a third thread replaces the table */
     unsigned rounds;            /* ten times as many with "-m slow" */
 } StressCase;
@@ -62,6 +65,38 @@ static const StressCase stress_cases[] = {
     /* covers: G11, M6 */
     { "/vring/stress/memory-changes", .num = 16, .event_idx = true,
       .memory_changes = true, .rounds = 8000 },
+
+    /* covers: PACK-8, PACK-48, PACK-49, PACK-51 */
+    { "/vring/stress/packed/flags/1", .num = 1, .packed = true,
+      .rounds = 4000 },
+    { "/vring/stress/packed/flags/2", .num = 2, .packed = true,
+      .rounds = 4000 },
+    { "/vring/stress/packed/flags/17", .num = 17, .packed = true,
+      .rounds = 12000 },
+    { "/vring/stress/packed/flags/256", .num = 256, .packed = true,
+      .rounds = 20000 },
+    { "/vring/stress/packed/event-idx/1", .num = 1, .packed = true,
+      .event_idx = true, .rounds = 4000 },
+    { "/vring/stress/packed/event-idx/3", .num = 3, .packed = true,
+      .event_idx = true, .rounds = 4000 },
+    { "/vring/stress/packed/event-idx/17", .num = 17, .packed = true,
+      .event_idx = true, .rounds = 12000 },
+    { "/vring/stress/packed/event-idx/256", .num = 256, .packed = true,
+      .event_idx = true, .rounds = 20000 },
+    { "/vring/stress/packed/indirect", .num = 7, .packed = true,
+      .event_idx = true, .indirect = true, .rounds = 8000 },
+    { "/vring/stress/packed/memory-changes", .num = 16, .packed = true,
+      .event_idx = true, .memory_changes = true, .rounds = 8000 },
+
+    /* covers: VQ-7, SPLIT-53 */
+    { "/vring/stress/in-order/flags", .num = 16, .in_order = true,
+      .rounds = 8000 },
+    { "/vring/stress/in-order/event-idx", .num = 16, .in_order = true,
+      .event_idx = true, .indirect = true, .rounds = 8000 },
+    { "/vring/stress/in-order/packed/flags", .num = 17, .packed = true,
+      .in_order = true, .rounds = 8000 },
+    { "/vring/stress/in-order/packed/event-idx", .num = 15, .packed = true,
+      .in_order = true, .event_idx = true, .rounds = 8000 },
 };
 
 typedef struct Stress {
@@ -105,7 +140,16 @@ static uint8_t pattern(unsigned n, unsigned i)
 
 /* The device */
 
-static void device_serve(Stress *s, const VirtQueueElement *elem)
+/* The device holds that many before it returns them, the last one first */
+#define MOST_HELD 5
+
+typedef struct Held {
+    VirtQueueElement elem[MOST_HELD];
+    VringBuffer buf[MOST_HELD];
+} Held;
+
+static void device_serve(Stress *s, const VirtQueueElement *elem,
+                         VringBuffer *buf)
 {
     const uint32_t *in = elem->out_sg[0].iov_base;
     uint8_t *out = elem->in_sg[0].iov_base;
@@ -117,7 +161,7 @@ static void device_serve(Stress *s, const VirtQueueElement *elem)
     for (unsigned i = 0; i < elem->in_sg[0].iov_len; i++) {
         out[i] = pattern(*in, i);
     }
-    vring_push(&s->q.vring, elem, &s->q.buf, *in);
+    vring_push(&s->q.vring, elem, buf, *in);
 }
 
 static void device_publish(Stress *s)
@@ -128,35 +172,52 @@ static void device_publish(Stress *s)
     }
 }
 
-/* One pass of what the data plane does when it is notified */
-static unsigned device_pass(Stress *s, unsigned batch)
+static unsigned device_batch(Stress *s, Held *held, unsigned batch)
 {
-    VirtQueueElement elem;
     unsigned n = 0;
-    int ret;
+
+    while (n < batch) {
+        int ret = vring_pop(&s->q.vring, &held->elem[n], &held->buf[n]);
+
+        g_assert_cmpint(ret, >=, 0);
+        if (!ret) {
+            break;
+        }
+        n++;
+    }
+    for (unsigned i = n; i-- > 0;) {
+        device_serve(s, &held->elem[i], &held->buf[i]);
+    }
+    device_publish(s);
+    return n;
+}
+
+/* One pass of what the data plane does when it is notified */
+static unsigned device_pass(Stress *s, Held *held, unsigned batch)
+{
+    unsigned n, sum = 0;
 
     vring_refresh_memory(&s->q.vring);
     do {
         vring_disable_notification(&s->q.vring);
-        while ((ret = vring_pop(&s->q.vring, &elem, &s->q.buf)) > 0) {
-            device_serve(s, &elem);
-            if (++n % batch == 0) {
-                device_publish(s);
-            }
+        while ((n = device_batch(s, held, batch))) {
+            sum += n;
         }
-        g_assert_cmpint(ret, ==, 0);
-        device_publish(s);
     } while (vring_enable_notification(&s->q.vring));
-    return n;
+    return sum;
 }
 
 static void *device_thread(void *opaque)
 {
     Stress *s = opaque;
     unsigned served = 0;
+    Held held;
 
+    for (unsigned i = 0; i < MOST_HELD; i++) {
+        vring_buffer_init(&held.buf[i]);
+    }
     for (unsigned pass = 0; served < s->rounds; pass++) {
-        unsigned n = device_pass(s, 1 + pass % 5);
+        unsigned n = device_pass(s, &held, 1 + pass % MOST_HELD);
 
         served += n;
         if (served < s->rounds) {
@@ -169,16 +230,18 @@ static void *device_thread(void *opaque)
 
 /* The driver */
 
+#define STRESS_IDS 65536
+
 typedef struct StressDriver {
     Stress *s;
-    unsigned *free;             /* heads that the driver may use */
+    unsigned *free;             /* slots that the driver may use */
     unsigned nfree;
-    unsigned *round;            /* by head: which round it is in */
+    unsigned *round;            /* by slot: which round it is in */
+    unsigned *slot_of_id;
     unsigned offered, taken;
-    uint16_t kicked_idx;        /* avail_idx at the last event check */
 } StressDriver;
 
-/* Where head @i has its data and, if indirect, its table: from DATA_BASE on */
+/* Where slot @i has its data and, if indirect, its table: from DATA_BASE on */
 static unsigned slot_data(unsigned i)
 {
     return SLOT_SIZE * i;
@@ -189,15 +252,21 @@ static unsigned slot_table(unsigned i)
     return TABLE_BASE - DATA_BASE + 2 * 16 * i;
 }
 
-/* Each head has two descriptors, hence rings of one need a table. */
+/* Each chain has two descriptors, hence rings of one need a table. */
 static bool stress_indirect(const StressCase *c)
 {
     return c->indirect || c->num == 1;
 }
 
-static unsigned stress_heads(const StressCase *c)
+static unsigned stress_slots(const StressCase *c)
 {
     return stress_indirect(c) ? c->num : c->num / 2;
+}
+
+/* Ids of a packed ring are any numbers, so that these are from all over. */
+static uint16_t stress_id(const StressCase *c, unsigned i)
+{
+    return c->packed ? 0xffff - 251 * i : stress_indirect(c) ? i : 2 * i;
 }
 
 static void driver_submit(StressDriver *d)
@@ -205,42 +274,26 @@ static void driver_submit(StressDriver *d)
     TestQueue *q = &d->s->q;
     bool indirect = stress_indirect(d->s->c);
     unsigned i = d->free[--d->nfree];
-    unsigned head = indirect ? i : 2 * i;
     uint8_t *data = q->data + slot_data(i);
     uint32_t round = d->offered++;
-    TestDesc desc[] = {
-        { DATA_BASE + slot_data(i), 4, NEXT, indirect ? 1 : head + 1 },
+    const TestDesc desc[] = {
+        { DATA_BASE + slot_data(i), 4, NEXT, 1 },
         { DATA_BASE + slot_data(i) + 4, SLOT_SIZE - 4, WRITE },
     };
-    TestDesc table = { DATA_BASE + slot_table(i), sizeof(desc), INDIRECT };
+    const TestDesc table = {
+        DATA_BASE + slot_table(i), sizeof(desc), INDIRECT,
+    };
+    uint16_t id;
 
     memcpy(data, &round, sizeof(round));
     memset(data + 4, 0, SLOT_SIZE - 4);
     d->round[i] = round;
     if (indirect) {
         driver_set_table(&q->drv, q->data + slot_table(i), desc, 2);
-        driver_set_desc(&q->drv, head, &table);
-    } else {
-        driver_set_desc(&q->drv, head, &desc[0]);
-        driver_set_desc(&q->drv, head + 1, &desc[1]);
     }
-    driver_add(&q->drv, head);
-}
-
-/* 2.7.13.4: does the device want to hear of what was exposed? */
-static bool driver_must_kick(StressDriver *d)
-{
-    TestDriver *drv = &d->s->q.drv;
-    uint16_t old = d->kicked_idx, new = drv->avail_idx;
-
-    /* Pairs with the smp_mb() in vring_enable_notification() */
-    smp_mb();
-    d->kicked_idx = new;
-    if (d->s->c->event_idx) {
-        return (uint16_t)(new - driver_avail_event(drv) - 1) <
-               (uint16_t)(new - old);
-    }
-    return !(driver_used_flags(drv) & 1);
+    id = driver_add_chain(&q->drv, stress_id(d->s->c, i),
+                          indirect ? &table : desc, indirect ? 1 : 2);
+    d->slot_of_id[id] = i;
 }
 
 static void driver_submit_batch(StressDriver *d, unsigned max)
@@ -254,7 +307,7 @@ static void driver_submit_batch(StressDriver *d, unsigned max)
         driver_submit(d);
     }
     driver_expose(&d->s->q.drv);
-    if (driver_must_kick(d)) {
+    if (driver_must_kick(&d->s->q.drv)) {
         d->s->kicks++;
         event_send(d->s->kick);
     }
@@ -275,9 +328,12 @@ static bool driver_collect(StressDriver *d)
     bool progress = false;
 
     while (driver_take(&d->s->q.drv, &id, &len)) {
-        unsigned i = stress_indirect(d->s->c) ? id : id / 2;
+        unsigned i;
 
-        g_assert_cmpuint(i, <, stress_heads(d->s->c));
+        g_assert_cmpuint(id, <, STRESS_IDS);
+        i = d->slot_of_id[id];
+        g_assert_cmpuint(i, <, stress_slots(d->s->c));
+        d->slot_of_id[id] = STRESS_IDS;
         g_assert_cmpuint(len, ==, d->round[i]);
         driver_check_data(d, i);
         d->free[d->nfree++] = i;
@@ -287,37 +343,15 @@ static bool driver_collect(StressDriver *d)
     return progress;
 }
 
-static void driver_disable_irq(StressDriver *d)
-{
-    if (!d->s->c->event_idx) {
-        driver_set_avail_flags(&d->s->q.drv, 1);
-    }
-}
-
-/* Returns true if something was used meanwhile, which no irq tells of */
-static bool driver_enable_irq(StressDriver *d)
-{
-    TestDriver *drv = &d->s->q.drv;
-
-    if (d->s->c->event_idx) {
-        driver_set_used_event(drv, drv->used_idx);
-    } else {
-        driver_set_avail_flags(drv, 0);
-    }
-    /* Pairs with the smp_mb() in vring_should_notify() */
-    smp_mb();
-    return driver_used_idx(drv) != drv->used_idx;
-}
-
 static void driver_run(StressDriver *d)
 {
     const StressCase *c = d->s->c;
 
     for (unsigned pass = 0; d->taken < d->s->rounds; pass++) {
-        /* At times all heads, at times few, so that the device runs dry */
+        /* At times all slots, at times few, so that the device runs dry */
         driver_submit_batch(d, pass % 3 ? 1 + pass % 7 : c->num);
-        driver_disable_irq(d);
-        if (!driver_collect(d) && !driver_enable_irq(d)) {
+        driver_refuse_irq(&d->s->q.drv);
+        if (!driver_collect(d) && !driver_ask_irq(&d->s->q.drv)) {
             event_wait(d->s->irq, "the driver");
         }
     }
@@ -325,21 +359,25 @@ static void driver_run(StressDriver *d)
 
 static void driver_main(Stress *s)
 {
-    unsigned heads = stress_heads(s->c);
+    unsigned slots = stress_slots(s->c);
     StressDriver d = {
         .s = s,
-        .free = g_new(unsigned, heads),
-        .round = g_new(unsigned, heads),
-        .kicked_idx = s->q.drv.avail_idx,
+        .free = g_new(unsigned, slots),
+        .round = g_new(unsigned, slots),
+        .slot_of_id = g_new(unsigned, STRESS_IDS),
     };
 
-    while (d.nfree < heads) {
+    while (d.nfree < slots) {
         d.free[d.nfree] = d.nfree;
         d.nfree++;
+    }
+    for (unsigned i = 0; i < STRESS_IDS; i++) {
+        d.slot_of_id[i] = STRESS_IDS;
     }
     driver_run(&d);
     g_free(d.free);
     g_free(d.round);
+    g_free(d.slot_of_id);
 }
 
 /* The hot-plugger: the table changes, the ring stays where it is */
@@ -365,6 +403,8 @@ static void test_stress(const void *opaque)
     const TestMode mode = {
         .big_endian = c->big_endian,
         .event_idx = c->event_idx,
+        .packed = c->packed,
+        .in_order = c->in_order,
     };
     VringConfig config = test_config(&mode, c->num);
     Stress s = {
@@ -487,25 +527,7 @@ static void *litmus_device(void *opaque)
 static bool litmus_offer(TestDriver *drv)
 {
     driver_expose(drv);
-    /* Pairs with the smp_mb() in vring_enable_notification() */
-    smp_mb();
-    if (drv->config.event_idx) {
-        return driver_avail_event(drv) == (uint16_t)(drv->avail_idx - 1);
-    }
-    return !driver_used_flags(drv);
-}
-
-/* Asks for a notification: does the driver see a used buffer already? */
-static bool litmus_ask(TestDriver *drv)
-{
-    if (drv->config.event_idx) {
-        driver_set_used_event(drv, drv->used_idx);
-    } else {
-        driver_set_avail_flags(drv, 0);
-    }
-    /* Pairs with the smp_mb() in vring_should_notify() */
-    smp_mb();
-    return driver_used_idx(drv) != drv->used_idx;
+    return driver_must_kick(drv);
 }
 
 /* Before the round: nothing is asked for, and one buffer is at hand. */
@@ -513,10 +535,8 @@ static void litmus_prepare(TestDriver *drv)
 {
     const TestDesc desc = { DATA_BASE, 16, WRITE };
 
-    driver_set_desc(drv, 0, &desc);
-    driver_add(drv, 0);
-    driver_set_avail_flags(drv, 1);
-    driver_set_used_event(drv, drv->used_idx - 1);
+    driver_add_chain(drv, 0, &desc, 1);
+    driver_refuse_irq(drv);
 }
 
 static void litmus_driver(Litmus *l)
@@ -533,7 +553,7 @@ static void litmus_driver(Litmus *l)
         litmus_noise(l, n);
         meet(l, &passed);
         litmus_delay(n * 7 % 512);
-        noticed = l->avail ? litmus_offer(drv) : litmus_ask(drv);
+        noticed = l->avail ? litmus_offer(drv) : driver_ask_irq(drv);
         meet(l, &passed);
         g_assert_true(noticed || l->device_noticed);
         if (!l->avail) {
@@ -552,6 +572,7 @@ typedef struct LitmusCase {
     const char *path;
     bool avail;
     bool event_idx;
+    bool packed;
 } LitmusCase;
 
 static const LitmusCase litmus_cases[] = {
@@ -561,12 +582,21 @@ static const LitmusCase litmus_cases[] = {
     /* covers: SPLIT-44 */
     { "/vring/stress/barrier/avail-flags", true, false },
     { "/vring/stress/barrier/avail-event", true, true },
+    /* covers: PACK-49 */
+    { "/vring/stress/barrier/packed-irq-flags", false, false, true },
+    { "/vring/stress/barrier/packed-irq-event", false, true, true },
+    /* covers: PACK-48 */
+    { "/vring/stress/barrier/packed-kick-flags", true, false, true },
+    { "/vring/stress/barrier/packed-kick-event", true, true, true },
 };
 
 static void test_litmus(const void *opaque)
 {
     const LitmusCase *c = opaque;
-    const TestMode mode = { .event_idx = c->event_idx };
+    const TestMode mode = {
+        .event_idx = c->event_idx,
+        .packed = c->packed,
+    };
     VringConfig config = test_config(&mode, 4);
     Litmus l = {
         .avail = c->avail,
@@ -575,7 +605,10 @@ static void test_litmus(const void *opaque)
     pthread_t device;
 
     test_queue_init(&l.q, &config);
-    l.q.vring.signalled_used_valid = true;
+    /* What takes time between store and load would hide the race */
+    test_memory_set_logging(l.q.mem, RING_BASE, false);
+    /* The first answer is yes, whatever the driver wants */
+    vring_should_notify(&l.q.vring);
     if (!c->avail) {
         litmus_prepare(&l.q.drv);
         driver_expose(&l.q.drv);

@@ -1,10 +1,15 @@
 /*
- * The driver's side of a split virtqueue, for the tests of the ring
+ * The driver's side of a virtqueue, for the tests of the ring
  *
- * Knows the layout of VIRTIO 1.3, 2.7 on its own account (offsets and bytes,
- * no structure shared with the ring under test) and what a driver does; lets
- * a test break every rule.  Also makes the memory and the Vring that most
- * tests start from.
+ * Knows the layouts of VIRTIO 1.3, 2.7 and 2.8 on its own account (offsets and
+ * bytes, no structure shared with the ring under test) and what a driver does.
+ *
+ * Most calls are for both formats.  They make a driver that keeps the rules,
+ * and that fails the test if the device does not: with IN_ORDER it expects
+ * each buffer in its turn, and in a packed ring it knows what is in flight.
+ * Calls for one format alone let a test break every rule.
+ *
+ * Also makes the memory and the Vring that most tests start from.
  *
  * Copyright (c) 2026 the virtio-blk data plane authors
  *
@@ -17,10 +22,18 @@
 #include "hw/virtio/dataplane/vring.h"
 #include "vring-test-memory.h"
 
-/* Descriptor flags (2.7.5) */
+/* Descriptor flags (2.7.5, 2.8.13), the last two in packed rings alone */
 #define NEXT        1
 #define WRITE       2
 #define INDIRECT    4
+#define AVAIL       0x80
+#define USED        0x8000
+
+/* Event flags of a packed ring, and the wrap counter by an offset (2.8.14) */
+#define EVENT_ENABLE    0
+#define EVENT_DISABLE   1
+#define EVENT_DESC      2
+#define EVENT_WRAP      0x8000
 
 /* Where a TestQueue has its memory */
 #define RING_BASE   0x10000ull
@@ -34,16 +47,38 @@ typedef struct TestDesc {
     uint64_t addr;
     uint32_t len;
     uint16_t flags;
-    uint16_t next;
+    uint16_t next;              /* in a packed ring: the buffer id */
 } TestDesc;
 
+typedef struct TestFormat TestFormat;
+
 typedef struct TestDriver {
+    const TestFormat *format;
     VringConfig config;
     uint8_t *desc;              /* host addresses of the three areas */
     uint8_t *avail;
     uint8_t *used;
+    uint16_t *order;            /* IN_ORDER: ids in flight, in their order */
+    uint16_t order_in;
+    uint16_t order_out;
+
+    /* Split ring */
     uint16_t avail_idx;         /* next entry to fill */
     uint16_t used_idx;          /* next entry to look at */
+    uint16_t kicked_idx;        /* avail_idx at the last event check */
+    uint16_t next_desc;         /* IN_ORDER: where the next chain begins */
+
+    /*
+     * Packed ring.  A position counts through two laps, 0 to 2 * num - 1; the
+     * wrap counter is 1 in the first one.
+     */
+    unsigned avail_pos;         /* next descriptor to fill */
+    unsigned used_pos;          /* next descriptor to look at */
+    unsigned kicked_pos;        /* avail_pos at the last event check */
+    unsigned room;              /* descriptors that are the driver's */
+    uint16_t *ndescs;           /* by id: descriptors in flight, or 0 */
+    uint8_t *hidden;            /* flags that will expose the rest, or NULL */
+    uint16_t hidden_flags;      /* what they will be */
 } TestDriver;
 
 /* Byte orders of the ring, and values in it */
@@ -53,29 +88,44 @@ uint64_t driver_cpu64(const TestDriver *drv, uint64_t value);
 
 /* Sizes of the areas */
 uint64_t driver_desc_size(unsigned num);
-uint64_t driver_avail_size(unsigned num);
-uint64_t driver_used_size(unsigned num);
+uint64_t driver_avail_size(const VringConfig *config);
+uint64_t driver_used_size(const VringConfig *config);
 
 /**
  * driver_init: look at the ring that @config places in @mem
+ * @drv: contents are overwritten
+ *
+ * Pair: driver_cleanup()
  */
 void driver_init(TestDriver *drv, VringMemory *mem, const VringConfig *config);
 
 /**
- * driver_set_desc: fill descriptor @i in
+ * driver_cleanup: the pair of driver_init()
  */
-void driver_set_desc(TestDriver *drv, unsigned i, const TestDesc *desc);
+void driver_cleanup(TestDriver *drv);
+
+/* Both formats */
 
 /**
- * driver_set_table: fill an indirect table in, at any host address
+ * driver_set_table: fill a table of descriptors in, at any host address
  */
 void driver_set_table(TestDriver *drv, uint8_t *host, const TestDesc *desc,
                       unsigned n);
 
 /**
- * driver_add: fill the next available entry in, not yet visible
+ * driver_set_desc: fill in what stands at @i of the descriptor table or ring
  */
-void driver_add(TestDriver *drv, uint16_t head);
+void driver_set_desc(TestDriver *drv, unsigned i, const TestDesc *desc);
+
+/**
+ * driver_add_chain: make a chain available, not yet visible
+ * @id: split: where it begins in the descriptor table; packed: buffer id
+ * @desc: what it consists of; the links are made here
+ *
+ * Returns: @id, or, in a split ring with IN_ORDER, where it has to begin
+ */
+uint16_t driver_add_chain(TestDriver *drv, uint16_t id, const TestDesc *desc,
+                          unsigned n);
 
 /**
  * driver_expose: make visible what was added
@@ -83,22 +133,64 @@ void driver_add(TestDriver *drv, uint16_t head);
 void driver_expose(TestDriver *drv);
 
 /**
- * driver_offer: make the chain at @head available
+ * driver_offer_chain: driver_add_chain() and driver_expose()
  */
-void driver_offer(TestDriver *drv, uint16_t head);
+uint16_t driver_offer_chain(TestDriver *drv, uint16_t id, const TestDesc *desc,
+                            unsigned n);
 
 /**
  * driver_offer_buffer: make one descriptor of its own chain available
  */
-void driver_offer_buffer(TestDriver *drv, uint16_t i, uint64_t addr,
-                         uint32_t len, bool is_write);
+uint16_t driver_offer_buffer(TestDriver *drv, uint16_t i, uint64_t addr,
+                             uint32_t len, bool is_write);
 
 /**
- * driver_take: look for the next used element
+ * driver_has_used: is there a used buffer?
+ */
+bool driver_has_used(const TestDriver *drv);
+
+/**
+ * driver_take: look for the next used buffer
  *
  * Returns: false if there is none
  */
 bool driver_take(TestDriver *drv, uint32_t *id, uint32_t *len);
+
+/**
+ * driver_must_kick: does the device want to hear of what was exposed?
+ *
+ * Takes all into account that was exposed since the last time.
+ */
+bool driver_must_kick(TestDriver *drv);
+
+/**
+ * driver_refuse_irq: used buffer notifications are not wanted
+ */
+void driver_refuse_irq(TestDriver *drv);
+
+/**
+ * driver_ask_irq: the next used buffer shall be notified
+ *
+ * Returns: true if one is there already, for which no notification may come
+ */
+bool driver_ask_irq(TestDriver *drv);
+
+/**
+ * driver_contents: all that the device may write to, as it is now
+ */
+GBytes *driver_contents(const TestDriver *drv);
+
+/* Split ring alone */
+
+/**
+ * driver_add: fill the next available entry in, not yet visible
+ */
+void driver_add(TestDriver *drv, uint16_t head);
+
+/**
+ * driver_offer: make the chain at @head available
+ */
+void driver_offer(TestDriver *drv, uint16_t head);
 
 /* Single fields, as the driver would see or set them */
 void driver_set_avail_idx(TestDriver *drv, uint16_t value);
@@ -110,6 +202,23 @@ uint16_t driver_used_flags(const TestDriver *drv);
 uint16_t driver_avail_event(const TestDriver *drv);
 void driver_set_avail_event(TestDriver *drv, uint16_t value);
 
+/* Packed ring alone */
+
+/* Likewise: the driver's and the device's event suppression structure */
+void driver_set_irq_event(TestDriver *drv, uint16_t off_wrap, uint16_t flags);
+uint16_t driver_kick_off_wrap(const TestDriver *drv);
+uint16_t driver_kick_flags(const TestDriver *drv);
+void driver_set_kick_event(TestDriver *drv, uint16_t off_wrap, uint16_t flags);
+
+/* What makes a descriptor at position @pos available (2.8.1) */
+uint16_t driver_lap_flags(const TestDriver *drv, unsigned pos);
+
+/* Position @pos in an event suppression structure (2.8.14) */
+uint16_t driver_off_wrap(const TestDriver *drv, unsigned pos);
+
+/* @pos after @n more descriptors */
+unsigned driver_advance(const TestDriver *drv, unsigned pos, unsigned n);
+
 /* A driver, a device's Vring, and memory: RING_BASE... and DATA_BASE... */
 typedef struct TestQueue {
     VringMemory *mem;
@@ -119,15 +228,25 @@ typedef struct TestQueue {
     uint8_t *data;              /* host address of DATA_BASE */
 } TestQueue;
 
-/* The combinations that most tests go through */
+/* The combinations that most tests go through, those of the split ring first */
 typedef struct TestMode {
     const char *name;
     bool big_endian;
     bool event_idx;
+    bool packed;
+    bool in_order;
 } TestMode;
 
-#define TEST_MODES 4
-extern const TestMode test_modes[TEST_MODES];
+#define TEST_MODES 4            /* split rings */
+#define TEST_ALL_MODES 6        /* packed rings as well */
+extern const TestMode test_modes[TEST_ALL_MODES];
+
+typedef void TestModeFunc(const TestMode *mode);
+
+/**
+ * test_add_modes: add a test that goes through the first @modes modes
+ */
+void test_add_modes(const char *path, TestModeFunc *func, unsigned modes);
 
 /**
  * test_config: a ring of @num entries at RING_BASE in the mode's features
@@ -146,6 +265,11 @@ void test_queue_init(TestQueue *q, const VringConfig *config);
 void test_queue_cleanup(TestQueue *q);
 
 /**
+ * test_queue_reopen: a driver and a Vring for another ring in the same memory
+ */
+void test_queue_reopen(TestQueue *q, const VringConfig *config);
+
+/**
  * test_queue_use: push, publish, and see that the driver gets it
  * @elem: in @q->buf
  */
@@ -157,7 +281,7 @@ void test_queue_use_buf(TestQueue *q, const VirtQueueElement *elem,
 
 /**
  * test_queue_run: one buffer of its own from the driver through the device
- * @i: descriptor, also made the head
+ * @i: split: descriptor, also made the head; packed: buffer id
  */
 void test_queue_run(TestQueue *q, uint16_t i);
 

@@ -1,0 +1,465 @@
+/*
+ * Tests of the packed ring: who is notified when
+ *
+ * Knows VIRTIO 1.3, 2.8.10 and 2.8.14: the structure by which the driver
+ * suppresses used buffer notifications, and the one by which the device
+ * suppresses available buffer notifications.  What happens when both sides act
+ * at once is in test-vring-stress.c.
+ *
+ * Copyright (c) 2026 the virtio-blk data plane authors
+ *
+ * SPDX-License-Identifier: GPL-2.0-or-later
+ */
+
+#include "qemu/osdep.h"
+#include "qapi/error.h"
+#include "vring-test-driver.h"
+
+static const unsigned sizes[] = { 1, 2, 3, 5, 8 };
+
+static void notify_queue_init(TestQueue *q, unsigned num, bool event_idx)
+{
+    const TestMode mode = { .packed = true, .event_idx = event_idx };
+    VringConfig config = test_config(&mode, num);
+
+    test_queue_init(q, &config);
+}
+
+/* Used buffer notifications */
+
+/* A buffer of @n descriptors through the device, published at once */
+static void use_list(TestQueue *q, unsigned n)
+{
+    g_autofree TestDesc *desc = g_new(TestDesc, n);
+    VirtQueueElement elem;
+
+    for (unsigned i = 0; i < n; i++) {
+        desc[i] = (TestDesc) { DATA_BASE, 1, WRITE };
+    }
+    driver_offer_chain(&q->drv, n, desc, n);
+    g_assert_cmpint(vring_pop(&q->vring, &elem, &q->buf), ==, 1);
+    test_queue_use(q, &elem, 1);
+}
+
+/* @n buffers of one descriptor each, published together */
+static void use_batch(TestQueue *q, unsigned n)
+{
+    uint32_t id, len;
+
+    for (unsigned i = 0; i < n; i++) {
+        VirtQueueElement elem;
+
+        driver_offer_buffer(&q->drv, i, DATA_BASE, 1, true);
+        g_assert_cmpint(vring_pop(&q->vring, &elem, &q->buf), ==, 1);
+        vring_push(&q->vring, &elem, &q->buf, 1);
+    }
+    g_assert_cmpuint(vring_publish(&q->vring), ==, n);
+    for (unsigned i = 0; i < n; i++) {
+        g_assert_true(driver_take(&q->drv, &id, &len));
+    }
+}
+
+/* Uses buffers up to position @pos, all of them notified already */
+static void go_to(TestQueue *q, unsigned pos)
+{
+    while (q->drv.used_pos != pos) {
+        use_batch(q, 1);
+    }
+    vring_should_notify(&q->vring);
+}
+
+/* The position that is @n descriptors behind the present one is awaited */
+static void await(TestQueue *q, unsigned n)
+{
+    unsigned pos = driver_advance(&q->drv, q->drv.used_pos, n);
+
+    driver_set_irq_event(&q->drv, driver_off_wrap(&q->drv, pos), EVENT_DESC);
+}
+
+typedef struct FlagsCase {
+    const char *path;
+    bool event_idx;
+    uint16_t off_wrap;
+    uint16_t flags;
+    bool notify;
+} FlagsCase;
+
+static const FlagsCase flags_cases[] = {
+    /* covers: PACK-42 */
+    { "/vring/packed-notify/irq/enable", false, 0, 0, true },
+    { "/vring/packed-notify/irq/enable-with-event-idx", true, 0, 0, true },
+    /* covers: PACK-43 */
+    { "/vring/packed-notify/irq/disable", false, 0, 1, false },
+    { "/vring/packed-notify/irq/disable-with-event-idx", true, 0, 1, false },
+    /* The offset means nothing then */
+    { "/vring/packed-notify/irq/enable-elsewhere", false, 0x4000, 0, true },
+    { "/vring/packed-notify/irq/enable-elsewhere-with-event-idx", true,
+      0x4000, 0, true },
+    { "/vring/packed-notify/irq/disable-here", false, 0x8000, 1, false },
+    { "/vring/packed-notify/irq/disable-here-with-event-idx", true, 0x8000, 1,
+      false },
+    /* covers: ROBP-11 */
+    { "/vring/packed-notify/irq/desc-not-negotiated", false, 0x7000, 2, true },
+    { "/vring/packed-notify/irq/flags-3", false, 0x7000, 3, true },
+    { "/vring/packed-notify/irq/flags-3-with-event-idx", true, 0x7000, 3,
+      true },
+    /* Bits that mean nothing yet, around ENABLE and DISABLE */
+    { "/vring/packed-notify/irq/reserved-bits-enable", false, 0, 0xfffc,
+      true },
+    { "/vring/packed-notify/irq/reserved-bits-enable-with-event-idx", true, 0,
+      0xfffc, true },
+    { "/vring/packed-notify/irq/reserved-bits-disable", false, 0, 0xfffd,
+      false },
+    { "/vring/packed-notify/irq/reserved-bits-disable-with-event-idx", true,
+      0, 0xfffd, false },
+};
+
+static void test_flags(const void *opaque)
+{
+    const FlagsCase *c = opaque;
+    TestQueue q;
+
+    notify_queue_init(&q, 5, c->event_idx);
+    go_to(&q, 0);
+    driver_set_irq_event(&q.drv, c->off_wrap, c->flags);
+    for (unsigned i = 0; i < 20; i++) {
+        use_batch(&q, 1 + i % 5);
+        g_assert_cmpint(vring_should_notify(&q.vring), ==, c->notify);
+    }
+    test_queue_cleanup(&q);
+}
+
+/*
+ * covers: PACK-44, PACK-45: each place that can be awaited, around a batch
+ * and a list of each size, at each position of both laps
+ */
+static void test_event_exhaustive(void)
+{
+    for (unsigned s = 0; s < ARRAY_SIZE(sizes); s++) {
+        unsigned num = sizes[s];
+        TestQueue q;
+
+        notify_queue_init(&q, num, true);
+        for (unsigned start = 0; start < 2 * num; start++) {
+            for (unsigned i = 0; i < num * 2 * num * 2; i++) {
+                unsigned n = 1 + i / 4 / num, place = i / 2 % (2 * num);
+
+                go_to(&q, start);
+                await(&q, place);
+                if (i % 2) {
+                    use_batch(&q, n);
+                } else {
+                    use_list(&q, n);
+                }
+                g_assert_cmpint(vring_should_notify(&q.vring), ==, place < n);
+                /* Said once, and not again for the same buffers */
+                g_assert_false(vring_should_notify(&q.vring));
+            }
+        }
+        test_queue_cleanup(&q);
+    }
+}
+
+/*
+ * covers: PACK-44: an event that was passed long ago is of a lap that does not
+ * come again, and one that is moved on in time is met
+ */
+static void test_event_moves(void)
+{
+    TestQueue q;
+
+    notify_queue_init(&q, 5, true);
+    go_to(&q, 0);
+    for (unsigned i = 0; i < 50; i++) {
+        await(&q, 2);
+        use_batch(&q, 1);
+        g_assert_false(vring_should_notify(&q.vring));
+        use_batch(&q, 1);
+        g_assert_false(vring_should_notify(&q.vring));
+        use_batch(&q, 1);
+        g_assert_true(vring_should_notify(&q.vring));
+        use_batch(&q, 1);
+        g_assert_false(vring_should_notify(&q.vring));
+    }
+    /* Left where it is, it comes once in two laps */
+    await(&q, 3);
+    for (unsigned i = 0; i < 100; i++) {
+        use_batch(&q, 1);
+        g_assert_cmpint(vring_should_notify(&q.vring), ==, i % 10 == 3);
+    }
+    test_queue_cleanup(&q);
+}
+
+/*
+ * covers: PACK-44, PACK-45: asked once after several pieces.  A driver that
+ * sleeps is at most a ring behind; one that went on in spite of its event, by
+ * more than a ring, has to ask anew anyway.
+ */
+static void check_pieces(TestQueue *q, unsigned place, unsigned total)
+{
+    unsigned num = q->drv.config.num;
+    bool notify = vring_should_notify(&q->vring);
+
+    if (place < total && total - place <= num) {
+        g_assert_true(notify);
+    } else if (place >= total && total <= num) {
+        g_assert_false(notify);
+    }
+    g_assert_false(vring_should_notify(&q->vring));
+}
+
+static void test_pieces(void)
+{
+    static const unsigned pieces[][3] = {
+        { 1, 1, 1 }, { 3, 1, 4 }, { 5, 5, 0 }, { 5, 5, 5 }, { 1, 5, 2 },
+        { 5, 4, 0 }, { 5, 1, 5 }, { 5, 0, 0 }, { 1, 3, 1 },
+    };
+    const unsigned num = 5;
+    TestQueue q;
+
+    notify_queue_init(&q, num, true);
+    for (unsigned i = 0; i < ARRAY_SIZE(pieces); i++) {
+        unsigned total = pieces[i][0] + pieces[i][1] + pieces[i][2];
+
+        for (unsigned j = 0; j < 2 * num * 3 * num; j++) {
+            unsigned start = j / (3 * num), place = j % (3 * num);
+
+            go_to(&q, start);
+            await(&q, place);
+            for (unsigned k = 0; k < 3 && pieces[i][k]; k++) {
+                use_batch(&q, pieces[i][k]);
+            }
+            check_pieces(&q, place % (2 * num), total);
+        }
+    }
+    test_queue_cleanup(&q);
+}
+
+/* covers: PACK-42: without EVENT_IDX the flags decide, when asked */
+static void test_pieces_flags(void)
+{
+    TestQueue q;
+
+    notify_queue_init(&q, 8, false);
+    for (unsigned flags = 0; flags < 2; flags++) {
+        driver_set_irq_event(&q.drv, 0, !flags);
+        use_batch(&q, 2);
+        use_batch(&q, 8);
+        use_batch(&q, 1);
+        driver_set_irq_event(&q.drv, 0, flags);
+        g_assert_cmpint(vring_should_notify(&q.vring), ==, !flags);
+    }
+    test_queue_cleanup(&q);
+}
+
+/* covers: ROBP-12: an irq or none, and the next good event is met */
+static void test_garbage_offset(void)
+{
+    static const uint16_t offsets[] = {
+        5, 6, 9, 10, 255, 0x3fff, 0x4000, 0x7ffe, 0x7fff,
+    };
+    TestQueue q;
+
+    notify_queue_init(&q, 5, true);
+    go_to(&q, 0);
+    for (unsigned i = 0; i < 40 * ARRAY_SIZE(offsets); i++) {
+        uint16_t off_wrap = offsets[i / 40] | (i % 2 ? EVENT_WRAP : 0);
+
+        driver_set_irq_event(&q.drv, off_wrap, EVENT_DESC);
+        use_batch(&q, 1 + i % 5);
+        vring_should_notify(&q.vring);
+        await(&q, i % 10);
+        use_batch(&q, 1);
+        g_assert_cmpint(vring_should_notify(&q.vring), ==, i % 10 == 0);
+    }
+    test_queue_cleanup(&q);
+}
+
+/* Available buffer notifications */
+
+/* covers: PACK-40, PACK-46, PACK-47: whatever the driver wrote there */
+static void test_kick_flags(void)
+{
+    TestQueue q;
+
+    notify_queue_init(&q, 5, false);
+    g_assert_cmphex(driver_kick_flags(&q.drv), ==, EVENT_ENABLE);
+    for (unsigned i = 0; i < 24; i++) {
+        vring_disable_notification(&q.vring);
+        g_assert_cmphex(driver_kick_flags(&q.drv), ==, EVENT_DISABLE);
+        test_queue_run(&q, i);
+        g_assert_false(driver_must_kick(&q.drv));
+        driver_set_kick_event(&q.drv, 0xffff, 0xffff);
+        g_assert_false(vring_enable_notification(&q.vring));
+        g_assert_cmphex(driver_kick_flags(&q.drv), ==, EVENT_ENABLE);
+        test_queue_run(&q, i);
+        g_assert_true(driver_must_kick(&q.drv));
+        driver_set_kick_event(&q.drv, 0xffff, 0xffff);
+    }
+    test_queue_cleanup(&q);
+}
+
+/*
+ * covers: PACK-40, PACK-46, PACK-47: the next position, in the lap that it is
+ * of; raw bytes, with the offset in front
+ */
+static void test_kick_event(void)
+{
+    for (unsigned s = 0; s < ARRAY_SIZE(sizes); s++) {
+        TestQueue q;
+
+        notify_queue_init(&q, sizes[s], true);
+        for (unsigned i = 0; i < 6 * sizes[s]; i++) {
+            uint16_t want = i % sizes[s] |
+                            (i / sizes[s] % 2 ? 0 : EVENT_WRAP);
+
+            driver_set_kick_event(&q.drv, 0xffff, 0xffff);
+            g_assert_false(vring_enable_notification(&q.vring));
+            g_assert_cmphex(driver_kick_off_wrap(&q.drv), ==, want);
+            g_assert_cmphex(q.drv.used[0], ==, want & 0xff);
+            g_assert_cmphex(q.drv.used[1], ==, want >> 8);
+            g_assert_cmphex(q.drv.used[2], ==, EVENT_DESC);
+            g_assert_cmphex(q.drv.used[3], ==, 0);
+            test_queue_run(&q, i);
+        }
+        test_queue_cleanup(&q);
+    }
+}
+
+/* covers: PACK-40: where the driver goes on counts, not what was returned */
+static void test_kick_event_in_flight(void)
+{
+    for (unsigned s = 0; s < ARRAY_SIZE(sizes); s++) {
+        unsigned num = sizes[s];
+        TestQueue q;
+
+        notify_queue_init(&q, num, true);
+        for (unsigned start = 0; start < 2 * num; start++) {
+            VirtQueueElement elem[8];
+            VringBuffer buf[8];
+
+            for (unsigned i = 0; i < num; i++) {
+                vring_buffer_init(&buf[i]);
+                driver_offer_buffer(&q.drv, i, DATA_BASE, 1, true);
+                g_assert_cmpint(vring_pop(&q.vring, &elem[i], &buf[i]), ==, 1);
+                g_assert_false(vring_enable_notification(&q.vring));
+                g_assert_cmphex(driver_kick_off_wrap(&q.drv), ==,
+                                driver_off_wrap(&q.drv, q.drv.avail_pos));
+                g_assert_cmphex(driver_kick_flags(&q.drv), ==, EVENT_DESC);
+            }
+            for (unsigned i = 0; i < num; i++) {
+                test_queue_use_buf(&q, &elem[i], &buf[i], 1);
+            }
+            test_queue_run(&q, 0);
+        }
+        test_queue_cleanup(&q);
+    }
+}
+
+/*
+ * covers: PACK-48: a driver that obeys notifies of the first buffer that comes
+ * after the device has asked, be it a list, and of none before
+ */
+static void test_kick_once(void)
+{
+    for (unsigned s = 0; s < ARRAY_SIZE(sizes); s++) {
+        unsigned num = sizes[s];
+        TestQueue q;
+
+        notify_queue_init(&q, num, true);
+        vring_disable_notification(&q.vring);
+        use_list(&q, num);
+        g_assert_false(driver_must_kick(&q.drv));
+        for (unsigned i = 0; i < 8 * num; i++) {
+            g_assert_false(vring_enable_notification(&q.vring));
+            use_list(&q, 1 + i % num);
+            g_assert_true(driver_must_kick(&q.drv));
+
+            /* Asked for, but not again, at least for the rest of two laps */
+            vring_disable_notification(&q.vring);
+            for (unsigned n = 1 + i % num; n < 2 * num; n++) {
+                use_list(&q, 1);
+                g_assert_false(driver_must_kick(&q.drv));
+            }
+        }
+        test_queue_cleanup(&q);
+    }
+}
+
+/*
+ * covers: PACK-46, PACK-47: nothing but ENABLE, DISABLE, and DESC where it is
+ * negotiated, at whatever moment one looks
+ */
+static void test_kick_structure_is_clean(void)
+{
+    for (unsigned event_idx = 0; event_idx < 2; event_idx++) {
+        TestQueue q;
+
+        notify_queue_init(&q, 3, event_idx);
+        for (unsigned i = 0; i < 30; i++) {
+            if (i % 3 == 0) {
+                vring_disable_notification(&q.vring);
+            } else if (i % 3 == 1) {
+                vring_enable_notification(&q.vring);
+            }
+            use_batch(&q, 1 + i % 3);
+            vring_should_notify(&q.vring);
+            g_assert_cmphex(driver_kick_flags(&q.drv), <=,
+                            event_idx ? EVENT_DESC : EVENT_DISABLE);
+            if (driver_kick_flags(&q.drv) == EVENT_DESC) {
+                g_assert_cmpuint(driver_kick_off_wrap(&q.drv) & ~EVENT_WRAP,
+                                 <, 3);
+            }
+        }
+        test_queue_cleanup(&q);
+    }
+}
+
+/* covers: PACK-48: what came before the device asked again is not missed */
+static void test_enable_looks_again(void)
+{
+    for (unsigned i = 0; i < 2 * ARRAY_SIZE(sizes); i++) {
+        VirtQueueElement elem;
+        TestQueue q;
+
+        notify_queue_init(&q, sizes[i / 2], i % 2);
+        for (unsigned j = 0; j < 4 * sizes[i / 2]; j++) {
+            vring_disable_notification(&q.vring);
+            g_assert_cmpint(vring_pop(&q.vring, &elem, &q.buf), ==, 0);
+            driver_offer_buffer(&q.drv, 1, DATA_BASE, 1, true);
+            g_assert_true(vring_enable_notification(&q.vring));
+            vring_disable_notification(&q.vring);
+            g_assert_cmpint(vring_pop(&q.vring, &elem, &q.buf), ==, 1);
+            test_queue_use(&q, &elem, 0);
+            g_assert_false(vring_enable_notification(&q.vring));
+        }
+        test_queue_cleanup(&q);
+    }
+}
+
+int main(int argc, char **argv)
+{
+    g_test_init(&argc, &argv, NULL);
+    for (unsigned i = 0; i < ARRAY_SIZE(flags_cases); i++) {
+        g_test_add_data_func(flags_cases[i].path, &flags_cases[i],
+                             test_flags);
+    }
+    g_test_add_func("/vring/packed-notify/irq/event-exhaustive",
+                    test_event_exhaustive);
+    g_test_add_func("/vring/packed-notify/irq/event-moves", test_event_moves);
+    g_test_add_func("/vring/packed-notify/irq/pieces", test_pieces);
+    g_test_add_func("/vring/packed-notify/irq/pieces-flags",
+                    test_pieces_flags);
+    g_test_add_func("/vring/packed-notify/irq/garbage-offset",
+                    test_garbage_offset);
+    g_test_add_func("/vring/packed-notify/kick/flags", test_kick_flags);
+    g_test_add_func("/vring/packed-notify/kick/event", test_kick_event);
+    g_test_add_func("/vring/packed-notify/kick/event-in-flight",
+                    test_kick_event_in_flight);
+    g_test_add_func("/vring/packed-notify/kick/once", test_kick_once);
+    g_test_add_func("/vring/packed-notify/kick/structure-is-clean",
+                    test_kick_structure_is_clean);
+    g_test_add_func("/vring/packed-notify/kick/enable-looks-again",
+                    test_enable_looks_again);
+    return g_test_run();
+}
