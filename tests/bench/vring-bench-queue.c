@@ -1,9 +1,9 @@
 /*
  * The cases of the ring's benchmark: implementation
  *
- * Knows the layout of VIRTIO 1.3, 2.7 on its own account, what a driver writes
- * per batch, and the interface of the ring.  All of the ring's functions that
- * are measured are called here, under "The device".
+ * Knows the layouts of VIRTIO 1.3, 2.7 and 2.8 on its own account, what a
+ * driver writes per batch, and the interface of the ring.  All of the ring's
+ * functions that are measured are called here, under "The device".
  *
  * Copyright (c) 2026 the virtio-blk data plane authors
  *
@@ -17,10 +17,16 @@
 #include "vring-bench-memory.h"
 #include "vring-bench-queue.h"
 
-/* Descriptor flags (2.7.5) */
+/* Descriptor flags (2.7.5, 2.8.13), the last two in packed rings alone */
 #define NEXT        1
 #define WRITE       2
 #define INDIRECT    4
+#define AVAIL       0x80
+#define USED        0x8000
+
+/* Of a packed ring's driver area: notify of one descriptor (2.8.14) */
+#define EVENT_DESC  2
+#define EVENT_WRAP  0x8000
 
 /* Where things are in RING_MAIN */
 #define DESC_BASE       RING_MAIN
@@ -46,6 +52,18 @@ typedef struct RingDesc {
     uint16_t flags;
     uint16_t next;
 } RingDesc;
+
+typedef struct PackedDesc {
+    uint64_t addr;
+    uint32_t len;
+    uint16_t id;
+    uint16_t flags;
+} PackedDesc;
+
+typedef struct PackedEvent {
+    uint16_t off_wrap;
+    uint16_t flags;
+} PackedEvent;
 
 typedef struct RingAvail {
     uint16_t flags;
@@ -74,12 +92,18 @@ struct RingQueue {
     const RingCase *c;
     VringMemory *mem;
 
-    /* The driver */
+    /* The driver of a split ring */
     RingDesc *desc;
     RingAvail *avail;
     RingUsed *used;
     uint16_t avail_idx;
     uint16_t heads[MAX_BATCH];
+
+    /* That of a packed one; a position counts through two laps */
+    PackedDesc *packed;
+    PackedEvent *event;
+    unsigned avail_pos;
+    unsigned used_pos;
 
     /* The device */
     Vring vring;
@@ -159,19 +183,31 @@ static hwaddr ring_table(const RingCase *c, unsigned request)
     return TABLE_BASE + size * (hwaddr)request;
 }
 
+/* The one in the ring by which an indirect request is found */
+static RingDesc ring_table_desc(const RingCase *c, unsigned request)
+{
+    return (RingDesc) {
+        .addr = ring_table(c, request),
+        .len = c->buffers * sizeof(RingDesc),
+        .flags = INDIRECT,
+    };
+}
+
+/* Descriptors in the ring that each request takes */
+static unsigned ring_descs(const RingCase *c)
+{
+    return c->indirect ? 1 : c->buffers;
+}
+
 static void ring_write_requests(RingQueue *q)
 {
     const RingCase *c = q->c;
 
     assert(c->batch <= MAX_BATCH && c->buffers <= MAX_BUFFERS);
-    assert(c->batch * (c->indirect ? 1 : c->buffers) <= RING_QUEUE_SIZE);
+    assert(c->batch * ring_descs(c) <= RING_QUEUE_SIZE);
     for (unsigned i = 0; i < c->batch; i++) {
         if (c->indirect) {
-            RingDesc desc = {
-                .addr = ring_table(c, i),
-                .len = c->buffers * sizeof(RingDesc),
-                .flags = INDIRECT,
-            };
+            RingDesc desc = ring_table_desc(c, i);
 
             q->heads[i] = i;
             ring_write_desc(&q->desc[i], &desc);
@@ -183,8 +219,87 @@ static void ring_write_requests(RingQueue *q)
     }
 }
 
+/*
+ * A packed ring's tables; flags but WRITE mean nothing there, so that those of
+ * a split ring would do, if id and flags stood in the same order.
+ */
+static void packed_write_tables(RingQueue *q)
+{
+    const RingCase *c = q->c;
+
+    assert(c->batch <= MAX_BATCH && c->buffers <= MAX_BUFFERS);
+    assert(c->batch * ring_descs(c) <= RING_QUEUE_SIZE);
+    for (unsigned i = 0; c->indirect && i < c->batch; i++) {
+        PackedDesc *table = ring_memory_host(q->mem, ring_table(c, i));
+
+        for (unsigned j = 0; j < c->buffers; j++) {
+            RingDesc desc = ring_buffer(c, i, j);
+
+            table[j] = (PackedDesc) {
+                .addr = GUINT64_TO_LE(desc.addr),
+                .len = GUINT32_TO_LE(desc.len),
+                .flags = GUINT16_TO_LE(desc.flags),
+            };
+        }
+    }
+}
+
+static bool packed_wrap(unsigned pos)
+{
+    return pos < RING_QUEUE_SIZE;
+}
+
+static unsigned packed_advance(unsigned pos, unsigned n)
+{
+    return (pos + n) % (2 * RING_QUEUE_SIZE);
+}
+
+/* Writes descriptor @i of a request, but for the flags, which are returned */
+static uint16_t packed_write_desc(RingQueue *q, unsigned request, unsigned i)
+{
+    const RingCase *c = q->c;
+    PackedDesc *to = &q->packed[q->avail_pos % RING_QUEUE_SIZE];
+    RingDesc desc = c->indirect ? ring_table_desc(c, request)
+                                : ring_buffer(c, request, i);
+
+    to->addr = GUINT64_TO_LE(desc.addr);
+    to->len = GUINT32_TO_LE(desc.len);
+    to->id = GUINT16_TO_LE(request);
+    return desc.flags | (i < ring_descs(c) - 1 ? NEXT : 0) |
+           (packed_wrap(q->avail_pos) ? AVAIL : USED);
+}
+
+/* All of a batch, the flags of its first descriptor last */
+static void packed_offer(RingQueue *q)
+{
+    PackedDesc *first = &q->packed[q->avail_pos % RING_QUEUE_SIZE];
+    unsigned n = ring_descs(q->c);
+    uint16_t first_flags = 0;
+
+    /* It wants to hear of the first that is used (2.8.10) */
+    q->used_pos = q->avail_pos;
+    qatomic_set(&q->event->off_wrap,
+                GUINT16_TO_LE(q->used_pos % RING_QUEUE_SIZE |
+                              (packed_wrap(q->used_pos) ? EVENT_WRAP : 0)));
+    qatomic_set(&q->event->flags, GUINT16_TO_LE(EVENT_DESC));
+    for (unsigned i = 0; i < q->c->batch * n; i++) {
+        uint16_t flags = packed_write_desc(q, i / n, i % n);
+
+        if (i) {
+            q->packed[q->avail_pos % RING_QUEUE_SIZE].flags =
+                GUINT16_TO_LE(flags);
+        } else {
+            first_flags = flags;
+        }
+        q->avail_pos = packed_advance(q->avail_pos, 1);
+    }
+    /* Pairs with the smp_rmb() in the device's pop */
+    smp_wmb();
+    qatomic_set(&first->flags, GUINT16_TO_LE(first_flags));
+}
+
 /* All that a driver does per batch: the chains are there already. */
-static void ring_offer(RingQueue *q)
+static void split_offer(RingQueue *q)
 {
     /* It wants to hear of the first that is used (2.7.7.2) */
     qatomic_set(&q->avail->used_event, GUINT16_TO_LE(q->avail_idx));
@@ -202,8 +317,7 @@ static uint32_t ring_written(const RingCase *c)
     return c->buffers > 1 ? (c->buffers - 2) * DATA_SIZE + 1 : 0;
 }
 
-/* Were all that the driver offered used, in order? */
-static void ring_check_used(RingQueue *q)
+static void split_check_used(RingQueue *q)
 {
     unsigned batch = q->c->batch;
     uint16_t first = q->avail_idx - batch;
@@ -221,7 +335,38 @@ static void ring_check_used(RingQueue *q)
             ring_wrong(q, "a used element is wrong");
         }
     }
-    if (batch && !q->notify) {
+}
+
+static void packed_check_used(RingQueue *q)
+{
+    uint16_t write = ring_written(q->c) ? WRITE : 0;
+
+    for (unsigned i = 0; i < q->c->batch; i++) {
+        const PackedDesc *desc = &q->packed[q->used_pos % RING_QUEUE_SIZE];
+        uint16_t lap = packed_wrap(q->used_pos) ? AVAIL | USED : 0;
+
+        if (qatomic_read(&desc->flags) != GUINT16_TO_LE(lap | write)) {
+            ring_wrong(q, "not every buffer was used");
+        }
+        /* Pairs with the smp_wmb() in the device's publish */
+        smp_rmb();
+        if (desc->id != GUINT16_TO_LE(i) ||
+            (write && desc->len != GUINT32_TO_LE(ring_written(q->c)))) {
+            ring_wrong(q, "a used descriptor is wrong");
+        }
+        q->used_pos = packed_advance(q->used_pos, ring_descs(q->c));
+    }
+}
+
+/* Were all that the driver offered used, in order? */
+static void ring_check_used(RingQueue *q)
+{
+    if (q->c->packed) {
+        packed_check_used(q);
+    } else {
+        split_check_used(q);
+    }
+    if (q->c->batch && !q->notify) {
         ring_wrong(q, "the driver is not notified");
     }
     if (q->found) {
@@ -323,6 +468,8 @@ RingQueue *ring_queue_new(const RingCase *c)
         .desc = DESC_BASE,
         .avail = AVAIL_BASE,
         .used = USED_BASE,
+        .packed = c->packed,
+        .in_order = c->in_order,
         .event_idx = true,
         .indirect = true,
     };
@@ -332,7 +479,13 @@ RingQueue *ring_queue_new(const RingCase *c)
     q->desc = ring_memory_host(q->mem, DESC_BASE);
     q->avail = ring_memory_host(q->mem, AVAIL_BASE);
     q->used = ring_memory_host(q->mem, USED_BASE);
-    ring_write_requests(q);
+    q->packed = ring_memory_host(q->mem, DESC_BASE);
+    q->event = ring_memory_host(q->mem, AVAIL_BASE);
+    if (c->packed) {
+        packed_write_tables(q);
+    } else {
+        ring_write_requests(q);
+    }
     vring_open(&q->vring, &config, q->mem, &error_abort);
     for (unsigned i = 0; i < MAX_BATCH; i++) {
         vring_buffer_init(&q->slots[i].buf);
@@ -350,8 +503,10 @@ void ring_queue_free(RingQueue *q)
 void ring_queue_begin(RingQueue *q)
 {
     q->notify = false;
-    if (q->c->batch) {
-        ring_offer(q);
+    if (q->c->batch && q->c->packed) {
+        packed_offer(q);
+    } else if (q->c->batch) {
+        split_offer(q);
     }
     if (q->c->before) {
         q->c->before(q);
@@ -381,6 +536,8 @@ void ring_queue_end(RingQueue *q)
     .before = device_pop_push, .measured = device_publish
 #define CALL(func) \
     .unit = "call", .units = CALLS, .measured = (func)
+#define PACKED \
+    .packed = true
 
 const RingCase ring_nothing = {
     "nothing", .unit = "batch", .units = 1, .measured = device_nothing,
@@ -419,5 +576,34 @@ const RingCase ring_cases[] = {
     { "more-avail-empty", CALL(device_more_avail) },
     { "enable-notification", CALL(device_enable_notification) },
     { "refresh-memory", CALL(device_refresh_memory) },
+
+    /* The same of a packed ring */
+    { "packed-direct-1-batch-32", WHOLE(32), PACKED, .buffers = 1 },
+    { "packed-direct-3-batch-1", WHOLE(1), PACKED, .buffers = 3 },
+    { "packed-direct-3-batch-32", WHOLE(32), PACKED, .buffers = 3 },
+    { "packed-indirect-3-batch-1", WHOLE(1), PACKED, .buffers = 3,
+      .indirect = true },
+    { "packed-indirect-3-batch-32", WHOLE(32), PACKED, .buffers = 3,
+      .indirect = true },
+    { "packed-indirect-3-batch-128", WHOLE(128), PACKED, .buffers = 3,
+      .indirect = true },
+    { "packed-indirect-18-batch-32", WHOLE(32), PACKED, .buffers = 18,
+      .indirect = true },
+    { "packed-pop-direct-3", POP(32), PACKED, .buffers = 3 },
+    { "packed-pop-indirect-3", POP(32), PACKED, .buffers = 3,
+      .indirect = true },
+    { "packed-push-indirect-3", PUSH(32), PACKED, .buffers = 3,
+      .indirect = true },
+    { "packed-publish-and-ask", PUBLISH(32), PACKED, .buffers = 3,
+      .indirect = true },
+    { "packed-pop-empty", CALL(device_pop_empty), PACKED },
+    { "packed-more-avail-empty", CALL(device_more_avail), PACKED },
+    { "packed-enable-notification", CALL(device_enable_notification), PACKED },
+
+    /* Of both with IN_ORDER, which changes nothing for the driver here */
+    { "in-order-batch-32", WHOLE(32), .in_order = true, .buffers = 3,
+      .indirect = true },
+    { "packed-in-order-batch-32", WHOLE(32), PACKED, .in_order = true,
+      .buffers = 3, .indirect = true },
     { }
 };

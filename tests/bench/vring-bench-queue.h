@@ -32,6 +32,8 @@ typedef struct RingCase {
     unsigned buffers;           /* in each chain: header, data..., status */
     bool indirect;
     bool two_regions;           /* data is in another region than the rest */
+    bool packed;                /* format of the ring */
+    bool in_order;
 
     /* What the device does with it; all but @measured may be NULL */
     RingFunc *before;

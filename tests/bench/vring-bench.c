@@ -161,7 +161,7 @@ static void print_header(bool tsv)
     if (tsv) {
         printf("case\tunit\tmedian\tlower\tupper\tmin\n");
     } else {
-        printf("%-24s %9s %9s %9s %9s  %s\n", "ns", "median", "lower q.",
+        printf("%-28s %9s %9s %9s %9s  %s\n", "ns", "median", "lower q.",
                "upper q.", "min", "per");
     }
 }
@@ -172,7 +172,7 @@ static void print_figures(const RingCase *c, const Figures *f, bool tsv)
         printf("%s\t%s\t%.2f\t%.2f\t%.2f\t%.2f\n", c->name, c->unit,
                f->median, f->lower, f->upper, f->min);
     } else {
-        printf("%-24s %9.1f %9.1f %9.1f %9.1f  %s\n", c->name, f->median,
+        printf("%-28s %9.1f %9.1f %9.1f %9.1f  %s\n", c->name, f->median,
                f->lower, f->upper, f->min, c->unit);
     }
 }
