@@ -412,6 +412,8 @@ void vring_region_set_dirty(const VringRegion *region, uint64_t offset,
                             uint64_t len)
 {
     g_assert(region);
+    g_assert_cmpuint(offset, <, region->size);
+    g_assert_cmpuint(len, <=, region->size - offset);
     test_region_set_dirty(test_region_of(region), region->mr_offset + offset,
                           len);
 }
