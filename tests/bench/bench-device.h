@@ -32,11 +32,13 @@
 #define BENCH_F_INDIRECT_DESC   28
 #define BENCH_F_EVENT_IDX       29
 #define BENCH_F_VERSION_1       32
+#define BENCH_F_RING_PACKED     34
 
 /* What the driver wants of the device */
 typedef struct BenchWish {
     unsigned queues;
     unsigned queue_size;        /* largest that is wanted; 0: what there is */
+    bool packed;
     bool indirect;
     bool event_idx;
 } BenchWish;
@@ -44,9 +46,9 @@ typedef struct BenchWish {
 /* One queue: sizes and addresses are the driver's, the rest the device's */
 typedef struct BenchQueue {
     unsigned size;              /* entries, a power of two */
-    uint64_t desc;              /* guest addresses of the three areas */
-    uint64_t avail;
-    uint64_t used;
+    uint64_t desc;              /* guest addresses of the three areas, */
+    uint64_t avail;             /* packed: the driver's event structure, */
+    uint64_t used;              /* packed: the device's event structure */
     int kick_fd;                /* eventfd: available buffer notifications */
     int call_fd;                /* eventfd: used buffer notifications */
 } BenchQueue;

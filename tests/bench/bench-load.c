@@ -53,6 +53,8 @@ typedef struct RequestMemory {
 typedef struct Slot {
     RequestMemory *mem;
     BenchDesc *desc;            /* the three descriptors, wherever they are */
+    BenchDesc table;            /* what points at them, if indirect */
+    const BenchDesc *in_ring;   /* one or the other */
     uint8_t *data;
     uint64_t start_ns;
     uint64_t block;
@@ -197,46 +199,52 @@ static void advance_phase(BenchLoad *load, uint64_t now)
 
 /* Making requests */
 
-/* Points a slot's descriptors at its memory; what varies is set per request */
-static void prepare_slot(BenchLoad *load, LoadQueue *q, unsigned i,
-                         uint64_t mem, uint64_t data)
+static unsigned descs_in_ring(const BenchDevice *dev)
 {
-    Slot *slot = &q->slots[i];
-    bool indirect = bench_device_has(load->dev, BENCH_F_INDIRECT_DESC);
-    uint8_t *host = load->dev->mem->host;
-    unsigned first = indirect ? 0 : i * DESCS;
-
-    slot->mem = (RequestMemory *)(host + mem);
-    slot->data = host + data;
-    slot->desc = indirect ? slot->mem->table : &q->ring.desc[first];
-    slot->desc[0] = (BenchDesc) {
-        .addr = mem + offsetof(RequestMemory, header),
-        .len = sizeof(RequestHeader),
-        .flags = BENCH_DESC_NEXT,
-        .next = first + 1,
-    };
-    slot->desc[1] = (BenchDesc) {
-        .addr = data,
-        .len = load->run->block_size,
-        .next = first + 2,
-    };
-    slot->desc[2] = (BenchDesc) {
-        .addr = mem + offsetof(RequestMemory, status),
-        .len = 1,
-        .flags = BENCH_DESC_WRITE,
-    };
-    if (indirect) {
-        q->ring.desc[i] = (BenchDesc) {
-            .addr = mem,
-            .len = sizeof(slot->mem->table),
-            .flags = BENCH_DESC_INDIRECT,
-        };
-    }
+    return bench_device_has(dev, BENCH_F_INDIRECT_DESC) ? 1 : DESCS;
 }
 
 static unsigned head_of_slot(const BenchLoad *load, unsigned i)
 {
-    return bench_device_has(load->dev, BENCH_F_INDIRECT_DESC) ? i : i * DESCS;
+    return i * descs_in_ring(load->dev);
+}
+
+/*
+ * Points a slot's descriptors at its memory; what varies is set per request.
+ * They stand in a table in guest memory, but for chains in a split ring, which
+ * stay where they are for good.
+ */
+static void prepare_slot(BenchLoad *load, LoadQueue *q, unsigned i,
+                         uint64_t mem, uint64_t data)
+{
+    Slot *slot = &q->slots[i];
+    BenchRing *ring = &q->ring;
+    bool indirect = bench_device_has(load->dev, BENCH_F_INDIRECT_DESC);
+    uint8_t *host = load->dev->mem->host;
+    bool in_place = !indirect && !ring->packed;
+    unsigned first = in_place ? head_of_slot(load, i) : 0;
+
+    slot->mem = (RequestMemory *)(host + mem);
+    slot->data = host + data;
+    slot->desc = in_place ? &ring->desc[first] : slot->mem->table;
+    slot->desc[0] = bench_ring_desc(ring,
+                                    mem + offsetof(RequestMemory, header),
+                                    sizeof(RequestHeader), BENCH_DESC_NEXT,
+                                    first + 1);
+    slot->desc[1] = bench_ring_desc(ring, data, load->run->block_size, 0,
+                                    first + 2);
+    slot->desc[2] = bench_ring_desc(ring,
+                                    mem + offsetof(RequestMemory, status), 1,
+                                    BENCH_DESC_WRITE, 0);
+    slot->in_ring = slot->desc;
+    if (indirect) {
+        slot->table = bench_ring_desc(ring, mem, sizeof(slot->mem->table),
+                                      BENCH_DESC_INDIRECT, 0);
+        slot->in_ring = &slot->table;
+        if (!ring->packed) {
+            ring->desc[i] = slot->table;
+        }
+    }
 }
 
 static void add_request(BenchLoad *load, LoadQueue *q, unsigned i,
@@ -247,11 +255,11 @@ static void add_request(BenchLoad *load, LoadQueue *q, unsigned i,
     slot->mem->header.type = type;
     slot->mem->header.sector = sector;
     slot->mem->status = STATUS_NONE;
-    slot->desc[1].flags = type == TYPE_OUT ? BENCH_DESC_NEXT
-                                           : BENCH_DESC_NEXT | BENCH_DESC_WRITE;
+    bench_ring_set_flags(&q->ring, &slot->desc[1], type == TYPE_OUT ?
+                         BENCH_DESC_NEXT : BENCH_DESC_NEXT | BENCH_DESC_WRITE);
     slot->in_flight = true;
     q->in_flight++;
-    bench_ring_add(&q->ring, head_of_slot(load, i));
+    bench_ring_add(&q->ring, head_of_slot(load, i), slot->in_ring);
 }
 
 static uint64_t next_sequential(LoadQueue *q)
@@ -386,8 +394,8 @@ static bool sweep_queue(BenchLoad *load, LoadQueue *q, uint64_t now,
     uint16_t n = bench_ring_has_used(&q->ring);
 
     if (n > q->in_flight) {
-        return used_error(q, errp, "the device's index is ahead of what it "
-                          "was given", (BenchUsed) {});
+        return used_error(q, errp, "the device used more than it was given",
+                          (BenchUsed) {});
     }
     while (n--) {
         if (!complete_one(load, q, now, errp)) {
@@ -707,14 +715,14 @@ static void prepare_probe(BenchLoad *load)
 BenchLoad *bench_load_new(BenchDevice *dev, GError **errp)
 {
     BenchLoad *load = g_new0(BenchLoad, 1);
-    bool event_idx = bench_device_has(dev, BENCH_F_EVENT_IDX);
+    bool packed = bench_device_has(dev, BENCH_F_RING_PACKED);
 
     load->dev = dev;
     load->queues = g_new0(LoadQueue, dev->num_queues);
     for (unsigned i = 0; i < dev->num_queues; i++) {
-        bench_ring_layout(&dev->queues[i], dev->mem);
-        bench_ring_init(&load->queues[i].ring, &dev->queues[i], dev->mem,
-                        event_idx);
+        bench_ring_layout(&dev->queues[i], packed, dev->mem);
+        bench_ring_init(&load->queues[i].ring, &dev->queues[i], dev,
+                        descs_in_ring(dev));
     }
     prepare_probe(load);
     if (!bench_device_start(dev, probe, load, errp)) {

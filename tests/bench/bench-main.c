@@ -334,6 +334,7 @@ static BenchDevice *make_device(const Session *s, BenchMemory *mem,
     const BenchWish wish = {
         .queues = s->queues,
         .queue_size = s->queue_size,
+        .packed = !g_strcmp0(s->ring, "packed"),
         .indirect = !s->no_indirect,
         .event_idx = !s->no_event_idx,
     };
@@ -371,8 +372,8 @@ static bool check_session(const Session *s, GError **errp)
 {
     const char *why = NULL;
 
-    if (s->ring && strcmp(s->ring, "split")) {
-        why = "only --ring split is implemented";
+    if (s->ring && strcmp(s->ring, "split") && strcmp(s->ring, "packed")) {
+        why = "--ring must be split or packed";
     } else if (s->queues < 1 || s->queues > 1024) {
         why = "--queues must be from 1 to 1024";
     } else if (s->queue_size < 0 || (s->queue_size & (s->queue_size - 1))) {
@@ -397,7 +398,7 @@ int main(int argc, char **argv)
         { "queue-size", 0, 0, G_OPTION_ARG_INT, &s.queue_size,
           "largest queue size wanted (default: the device's)", "N" },
         { "ring", 0, 0, G_OPTION_ARG_STRING, &s.ring,
-          "split (packed is not implemented)", "FORMAT" },
+          "split (default) or packed", "FORMAT" },
         { "no-indirect", 0, 0, G_OPTION_ARG_NONE, &s.no_indirect,
           "no indirect descriptors", NULL },
         { "no-event-idx", 0, 0, G_OPTION_ARG_NONE, &s.no_event_idx,

@@ -2,7 +2,7 @@
  * The benchmark's device: a vhost-user-blk back-end
  *
  * Knows the front-end's side of the vhost-user protocol
- * (docs/interop/vhost-user.rst), as far as one disk with split rings needs it,
+ * (docs/interop/vhost-user.rst), as far as one disk needs it,
  * and how to find the threads of the process behind a socket.  Does not know
  * what goes through the rings.  The back-end was started by somebody else, is
  * only connected to, and goes on afterwards.
@@ -611,6 +611,15 @@ static bool vu_set_vring_addr(BenchVhostUser *vu, unsigned index, GError **errp)
                    errp);
 }
 
+/*
+ * Where the back-end begins: at 0.  In a packed ring both positions, in 16 bits
+ * each, have the wrap counter beside them, which is 1 in the first lap.
+ */
+static unsigned vu_base(const BenchVhostUser *vu)
+{
+    return bench_device_has(&vu->dev, BENCH_F_RING_PACKED) ? 0x80008000 : 0;
+}
+
 /* The kick comes last, as it lets the back-end begin. */
 static bool vu_start_queue(BenchVhostUser *vu, unsigned index, GError **errp)
 {
@@ -618,7 +627,7 @@ static bool vu_start_queue(BenchVhostUser *vu, unsigned index, GError **errp)
 
     if (!vu_make_notifiers(vu, queue, errp) ||
         !vu_set_vring_num(vu, index, queue->size, errp) ||
-        !vu_tell_state(vu, VU_SET_VRING_BASE, index, 0, errp) ||
+        !vu_tell_state(vu, VU_SET_VRING_BASE, index, vu_base(vu), errp) ||
         !vu_set_vring_addr(vu, index, errp) ||
         !vu_tell_u64(vu, VU_SET_VRING_CALL, index, queue->call_fd, errp)) {
         return false;

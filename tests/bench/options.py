@@ -295,7 +295,7 @@ def add_device(parser: argparse.ArgumentParser) -> None:
         help='entries of a queue, a power of two (default: 256, or as many '
         'as --depth needs)')
     add('--ring', metavar='FORMAT', type=word_of(('split', 'packed')),
-        help='split; packed is not there yet')
+        help='split or packed (default: split)')
     add('--no-indirect', dest='indirect', action='store_false', default=None,
         help='without indirect descriptors')
     add('--no-event-idx', dest='event_idx', action='store_false',
@@ -398,8 +398,6 @@ def check_pairs(given: dict) -> None:
 
 def check_device(options: Options) -> None:
     """What no device can be like."""
-    if options.ring == 'packed':
-        raise UsageError('--ring packed: this version has split rings only')
     if options.iothreads > options.queues:
         raise UsageError(f'--iothreads {options.iothreads}: there would be '
                          'IOThreads without a queue; give as many --queues')

@@ -44,6 +44,22 @@ VARIANTS = (
     ('two queues on two IOThreads', {'queues': 2, 'iothreads': 2}, {}),
 )
 
+#: likewise, of a packed ring
+PACKED_VARIANTS = (
+    ('packed ring', {}, {}),
+    ('packed ring, notified', {}, {'wait': 'notify'}),
+    ('packed ring without indirect descriptors', {'indirect': False}, {}),
+    ('packed ring without indirect descriptors, notified',
+     {'indirect': False}, {'wait': 'notify'}),
+    ('packed ring without EVENT_IDX', {'event_idx': False}, {}),
+    ('packed ring without EVENT_IDX, notified', {'event_idx': False},
+     {'wait': 'notify'}),
+    ('packed ring, depth 1', {}, {'depth': 1}),
+    ('packed ring, depth 256', {}, {'depth': 256}),
+    ('packed ring, two queues on two IOThreads',
+     {'queues': 2, 'iothreads': 2}, {}),
+)
+
 
 class Report:
     """The lines for scripts/check."""
@@ -219,15 +235,16 @@ def test_backends(report: Report, those: List[Subject]) -> None:
                            load_backend(s, n, w))
 
 
-def test_variants(report: Report, ours: Subject) -> None:
-    """Our ring with each option."""
-    for name, changes, load in VARIANTS:
-        changes = {**changes, 'bs': [load.get('bs', 4096)]}
+def test_variants(report: Report, subject: Subject, variants: tuple,
+                  **others) -> None:
+    """A ring with each option."""
+    for name, changes, load in variants:
+        changes = {**changes, **others, 'bs': [load.get('bs', 4096)]}
         options = self_options(
             depth=[load.get('depth', LOAD.depth)], **changes)
-        report.run(f'ours, {name}',
+        report.run(f'{subject.name}, {name}',
                    lambda o=options, w=replace(LOAD, **load):
-                   run_once(o, ours, 'file-threads', w))
+                   run_once(o, subject, 'file-threads', w))
 
 
 def test_fio() -> None:
@@ -258,7 +275,9 @@ def run() -> int:
     ours, stock = (subjects.built_in(name) for name in ('ours', 'stock'))
     try:
         test_backends(report, [ours, stock])
-        test_variants(report, ours)
+        test_variants(report, ours, VARIANTS)
+        for subject in ours, stock:
+            test_variants(report, subject, PACKED_VARIANTS, ring='packed')
         report.run('fio', test_fio)
         for name, test in (('wrong data', wrong_data),
                            ('a failed request', failed_request),

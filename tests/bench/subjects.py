@@ -246,11 +246,14 @@ def device(subject: Subject, options: Options, node: str = 'disk0-node'
              'num-queues': options.queues, 'queue-size': options.queue_size,
              # With the other subjects, all of which have the same file open.
              'share-rw': True}
+    if options.ring == 'packed':
+        words['packed'] = True
     words.update(entry.split('=', 1) for entry in subject.properties)
     if options.iothreads == 1:
         words['iothread'] = 'io0'
         driver = words.pop('driver')
-        words['share-rw'] = 'on'
+        words = {name: 'on' if value is True else value
+                 for name, value in words.items()}
         return ','.join([driver] + [f'{name}={value}'
                                     for name, value in words.items()])
     words['iothread-vq-mapping'] = [{'iothread': name}
@@ -288,6 +291,7 @@ def driver_command(subject: Subject, options: Options, pin: List[int],
     """The driver with its session's options, for one subject."""
     command = [DRIVER, '--queues', str(options.queues),
                '--queue-size', str(options.queue_size),
+               '--ring', options.ring,
                '--memory', str(options.memory_mib())]
     if not options.indirect:
         command.append('--no-indirect')

@@ -61,7 +61,7 @@ class CommandLine(unittest.TestCase):
                 '--subjects ours --reference stock',
                 '--depth 300 --queue-size 256', '--queue-size 300',
                 '--no-indirect --depth 128 --queue-size 256',
-                '--no-indirect --depth 1024', '--ring packed',
+                '--no-indirect --depth 1024', '--ring round',
                 '--iothreads 2', '--queues 64 --bs 1m --depth 128',
                 '--pin 0', '--pin 0,0', '--pin 0,1,2', '--pin 0,1 --no-pin',
                 '--quick --time 100', '--quick --repeat 3',
@@ -84,6 +84,7 @@ class CommandLine(unittest.TestCase):
         """What looks strange and is not."""
         for words in (
                 '', '--quick', '--no-indirect', '--depth 1024',
+                '--ring packed', '--ring packed --no-indirect',
                 '--queues 2 --iothreads 2 --pin 0,1,2', '--pin 0,1',
                 '--disk d', '--disk d --overwrite --rw write',
                 '--vhost-user s --overwrite --verify', '--verify',

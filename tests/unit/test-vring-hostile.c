@@ -28,6 +28,8 @@
 #define ROM_BASE    0x20000000ull
 #define HUGE_BASE   0x100000000ull
 #define HUGE_SIZE   (5ull << 30)
+#define SHORT_BASE  0x30000000ull
+#define SHORT_SIZE  0xffeull            /* ends between aligned addresses */
 #define TOP_BASE    0xfffffffffffff000ull
 #define TOP_SIZE    0x1000ull
 #define NOWHERE     0x7000000000ull
@@ -37,6 +39,7 @@ static void hostile_queue_init(TestQueue *q, const VringConfig *config)
     test_queue_init(q, config);
     test_memory_add(q->mem, LOW_BASE, LOW_SIZE, TEST_RAM);
     test_memory_add(q->mem, ROM_BASE, TEST_PAGE, TEST_ROM);
+    test_memory_add(q->mem, SHORT_BASE, SHORT_SIZE, TEST_RAM);
     test_memory_add(q->mem, HUGE_BASE, HUGE_SIZE, TEST_RAM);
     test_memory_add(q->mem, TOP_BASE, TOP_SIZE, TEST_RAM);
     test_memory_commit(q->mem);
@@ -1223,8 +1226,10 @@ static const AreaCase area_cases[] = {
       .packed = true },
     { "/vring/hostile/area/packed/ring-wraps", .desc = UINT64_MAX - 15,
       .packed = true },
-    { "/vring/hostile/area/packed/driver-behind-the-edge", .avail = DATA_END,
-      .packed = true },
+    { "/vring/hostile/area/packed/driver-over-the-edge",
+      .avail = SHORT_BASE + 0xffc, .packed = true },
+    { "/vring/hostile/area/packed/device-over-the-edge",
+      .used = SHORT_BASE + 0xffc, .packed = true },
 };
 
 static void test_area(const void *opaque)

@@ -437,6 +437,48 @@ static void test_enable_looks_again(void)
     }
 }
 
+/*
+ * covers: G11: the device's structure may have other contents when its memory
+ * returns; what is asked for then is asked for
+ */
+static void test_ask_in_other_memory(void)
+{
+    const hwaddr base = 0x40000000;
+
+    for (unsigned i = 0; i < 8; i++) {
+        const TestMode mode = { .packed = true, .event_idx = i & 1 };
+        VringConfig config = test_config(&mode, 5);
+        TestQueue q;
+
+        test_queue_init(&q, &config);
+        test_memory_add(q.mem, base, TEST_PAGE, TEST_RAM);
+        test_memory_commit(q.mem);
+        config.used = base;
+        test_queue_reopen(&q, &config);
+        if (i & 2) {
+            vring_disable_notification(&q.vring);
+        }
+        vring_enable_notification(&q.vring);
+
+        test_memory_del(q.mem, base);
+        if (i & 4) {
+            /* Else it changes between two looks */
+            test_memory_commit(q.mem);
+            vring_refresh_memory(&q.vring);
+        }
+        test_memory_add(q.mem, base, TEST_PAGE, TEST_RAM);
+        test_memory_commit(q.mem);
+        q.drv.used = test_memory_host(q.mem, base);
+        driver_set_kick_event(&q.drv, 0, EVENT_DISABLE);
+        vring_refresh_memory(&q.vring);
+
+        g_assert_false(vring_enable_notification(&q.vring));
+        test_queue_run(&q, 0);
+        g_assert_true(driver_must_kick(&q.drv));
+        test_queue_cleanup(&q);
+    }
+}
+
 int main(int argc, char **argv)
 {
     g_test_init(&argc, &argv, NULL);
@@ -461,5 +503,7 @@ int main(int argc, char **argv)
                     test_kick_structure_is_clean);
     g_test_add_func("/vring/packed-notify/kick/enable-looks-again",
                     test_enable_looks_again);
+    g_test_add_func("/vring/packed-notify/kick/ask-in-other-memory",
+                    test_ask_in_other_memory);
     return g_test_run();
 }
