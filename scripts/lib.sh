@@ -301,6 +301,40 @@ require_debian() {
 }
 
 #
+# Packages of the host's release, fetched and verified but never installed
+#
+
+HOST_DEB_LOG=$LOGS/host-deb.log
+
+update_host_lists() {
+    say "updating the package lists"
+    can_be_root ||
+        die "the package lists are out of date and neither root nor sudo is" \
+            "at hand; update them with: apt-get update"
+    as_root apt-get update -q > "$LOGS/apt-update.log" 2>&1 < /dev/null || true
+}
+
+# download_host_deb PACKAGE DIR: with the name that apt gives the file.  Returns
+# apt's status.
+download_host_deb() {
+    (cd -- "$2" && apt-get -q download -- "$1") > "$HOST_DEB_LOG" 2>&1
+}
+
+# fetch_host_deb PACKAGE DIR: the same, or say why not, and end.
+fetch_host_deb() {
+    download_host_deb "$1" "$2" && return
+    # What a newer version replaced has gone from the mirror.
+    update_host_lists
+    download_host_deb "$1" "$2" && return
+    if no_network "$HOST_DEB_LOG"; then
+        die "apt cannot reach its mirror to fetch $1: check network and" \
+            "proxy (see $HOST_DEB_LOG)"
+    fi
+    log_tail "$HOST_DEB_LOG"
+    die "apt cannot fetch $1: mend what apt says above"
+}
+
+#
 # Packages of the base release, fetched and verified but never installed
 #
 

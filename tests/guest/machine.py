@@ -114,6 +114,16 @@ class Machine:
             return f'QEMU was ended by {signal.Signals(-code).name}: {said}'
         return f'QEMU ended with status {code}: {said}'
 
+    def cpu_seconds(self) -> float:
+        """CPU time that QEMU has taken so far; 0 after its end."""
+        try:
+            with open(f'/proc/{self._process.pid}/stat',
+                      encoding='ascii', errors='replace') as stat:
+                fields = stat.read().rpartition(')')[2].split()
+        except (OSError, AttributeError):
+            return 0
+        return (int(fields[11]) + int(fields[12])) / os.sysconf('SC_CLK_TCK')
+
     async def record_line(self, timeout: Optional[float]) -> str:
         """
         The guest's next record.
@@ -159,10 +169,14 @@ class Machine:
         except self._qmp_module.ExecuteError:
             return None
 
+    async def tell(self, line: str) -> None:
+        """Sends the guest a line, through the port that brings the records."""
+        self._records_writer.write(line.encode() + b'\n')
+        await self._records_writer.drain()
+
     async def let_go(self) -> None:
         """Tells the guest, which waits after 'done', to power off."""
-        self._records_writer.write(b'off\n')
-        await self._records_writer.drain()
+        await self.tell('off')
 
     async def wait_shutdown(self, timeout: Optional[float]) -> dict:
         """

@@ -52,6 +52,16 @@ def guest_counts(stat: List[int]) -> dict:
             'discards': stat[STAT_DISCARDS], 'flushes': stat[STAT_FLUSHES]}
 
 
+def served_counts(info: dict) -> dict:
+    """What the plane served, with guest_counts()'s names and meanings."""
+    return {
+        'reads': total(info, 'reads'),
+        'writes': total(info, 'writes') + total(info, 'write-zeroes'),
+        'discards': total(info, 'discards'),
+        'flushes': total(info, 'flushes'),
+    }
+
+
 # ---- what is wrong
 
 def disk_problems(disk: Disk, record: DiskRecord) -> Iterator[str]:
@@ -86,20 +96,19 @@ def plane_problems(disk: Disk, record: DiskRecord,
     for request in FULL_REQUESTS if disk.full else READ_REQUESTS:
         if total(info, request) == 0:
             yield f'{disk.name}: the data plane counted no {request}'
-    guest = guest_counts(record.stat)
+    yield from shortfalls(disk.name, record.stat, served_counts(info))
+
+
+def shortfalls(name: str, stat: List[int], served: dict) -> Iterator[str]:
+    """Where the guest counted more requests than the plane has served."""
+    guest = guest_counts(stat)
     if not guest:
-        yield f'{disk.name}: the guest did not count its requests'
+        yield f'{name}: the guest did not count its requests'
         return
-    served = {
-        'reads': total(info, 'reads'),
-        'writes': total(info, 'writes') + total(info, 'write-zeroes'),
-        'discards': total(info, 'discards'),
-        'flushes': total(info, 'flushes'),
-    }
     guest['writes'] = int(guest['writes'] * WRITES_SERVED)
     for request, count in guest.items():
         if served[request] < count:
-            yield f'{disk.name}: the guest made {count} {request}, of which ' \
+            yield f'{name}: the guest made {count} {request}, of which ' \
                   f'the data plane served only {served[request]}'
 
 
