@@ -91,6 +91,7 @@ bool bench_device_negotiate(BenchDevice *dev, uint64_t offered,
     } wishes[] = {
         { BENCH_F_VERSION_1, true, "VIRTIO_F_VERSION_1" },
         { BENCH_F_RING_PACKED, wish->packed, "packed rings" },
+        { BENCH_F_IN_ORDER, wish->in_order, "VIRTIO_F_IN_ORDER" },
         { BENCH_F_INDIRECT_DESC, wish->indirect, "indirect descriptors" },
         { BENCH_F_EVENT_IDX, wish->event_idx, "EVENT_IDX" },
         { BENCH_F_MQ, wish->queues > 1, "several queues" },

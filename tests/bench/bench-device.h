@@ -33,12 +33,14 @@
 #define BENCH_F_EVENT_IDX       29
 #define BENCH_F_VERSION_1       32
 #define BENCH_F_RING_PACKED     34
+#define BENCH_F_IN_ORDER        35
 
 /* What the driver wants of the device */
 typedef struct BenchWish {
     unsigned queues;
     unsigned queue_size;        /* largest that is wanted; 0: what there is */
     bool packed;
+    bool in_order;
     bool indirect;
     bool event_idx;
 } BenchWish;

@@ -211,8 +211,8 @@ static unsigned head_of_slot(const BenchLoad *load, unsigned i)
 
 /*
  * Points a slot's descriptors at its memory; what varies is set per request.
- * They stand in a table in guest memory, but for chains in a split ring, which
- * stay where they are for good.
+ * They stand in a table in guest memory, but for chains that stay where they
+ * are in the ring for good.
  */
 static void prepare_slot(BenchLoad *load, LoadQueue *q, unsigned i,
                          uint64_t mem, uint64_t data)
@@ -221,7 +221,7 @@ static void prepare_slot(BenchLoad *load, LoadQueue *q, unsigned i,
     BenchRing *ring = &q->ring;
     bool indirect = bench_device_has(load->dev, BENCH_F_INDIRECT_DESC);
     uint8_t *host = load->dev->mem->host;
-    bool in_place = !indirect && !ring->packed;
+    bool in_place = !indirect && bench_ring_has_places(ring);
     unsigned first = in_place ? head_of_slot(load, i) : 0;
 
     slot->mem = (RequestMemory *)(host + mem);
@@ -241,7 +241,7 @@ static void prepare_slot(BenchLoad *load, LoadQueue *q, unsigned i,
         slot->table = bench_ring_desc(ring, mem, sizeof(slot->mem->table),
                                       BENCH_DESC_INDIRECT, 0);
         slot->in_ring = &slot->table;
-        if (!ring->packed) {
+        if (bench_ring_has_places(ring)) {
             ring->desc[i] = slot->table;
         }
     }
@@ -739,6 +739,7 @@ void bench_load_free(BenchLoad *load)
     }
     for (unsigned i = 0; i < load->dev->num_queues; i++) {
         g_free(load->queues[i].slots);
+        bench_ring_cleanup(&load->queues[i].ring);
     }
     bench_pattern_free(load->pattern);
     g_free(load->queues);

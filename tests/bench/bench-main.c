@@ -37,6 +37,7 @@ typedef struct Session {
     char *ring;
     char *vhost_user;
     char *iothreads;
+    gboolean in_order;
     gboolean no_indirect;
     gboolean no_event_idx;
     char **argv;
@@ -335,6 +336,7 @@ static BenchDevice *make_device(const Session *s, BenchMemory *mem,
         .queues = s->queues,
         .queue_size = s->queue_size,
         .packed = !g_strcmp0(s->ring, "packed"),
+        .in_order = s->in_order,
         .indirect = !s->no_indirect,
         .event_idx = !s->no_event_idx,
     };
@@ -399,6 +401,8 @@ int main(int argc, char **argv)
           "largest queue size wanted (default: the device's)", "N" },
         { "ring", 0, 0, G_OPTION_ARG_STRING, &s.ring,
           "split (default) or packed", "FORMAT" },
+        { "in-order", 0, 0, G_OPTION_ARG_NONE, &s.in_order,
+          "negotiate VIRTIO_F_IN_ORDER", NULL },
         { "no-indirect", 0, 0, G_OPTION_ARG_NONE, &s.no_indirect,
           "no indirect descriptors", NULL },
         { "no-event-idx", 0, 0, G_OPTION_ARG_NONE, &s.no_event_idx,

@@ -52,6 +52,7 @@ void bench_ring_init(BenchRing *ring, BenchQueue *queue,
         .desc = (BenchDesc *)(host + queue->desc),
         .packed = bench_device_has(dev, BENCH_F_RING_PACKED),
         .event_idx = bench_device_has(dev, BENCH_F_EVENT_IDX),
+        .in_order = bench_device_has(dev, BENCH_F_IN_ORDER),
         .buffer_descs = buffer_descs,
         .avail = (uint16_t *)(host + queue->avail),
         .used = (uint16_t *)(host + queue->used),
@@ -62,6 +63,14 @@ void bench_ring_init(BenchRing *ring, BenchQueue *queue,
         .used_pos.wrap = true,
         .exposed_pos.wrap = true,
     };
+    if (ring->in_order && !ring->packed) {
+        ring->id_of_head = g_new0(uint16_t, queue->size);
+    }
+}
+
+void bench_ring_cleanup(BenchRing *ring)
+{
+    g_free(ring->id_of_head);
 }
 
 static void kick(BenchRing *ring)

@@ -6,6 +6,10 @@
  * for, but that all of them have the same number of descriptors.
  * Little-endian, like the hosts that it runs on.
  *
+ * With IN_ORDER the driver puts descriptors where the order asks for, and takes
+ * each buffer by itself: a device that returned several with one used element,
+ * as it may, would seem to lose requests.
+ *
  * Copyright (c) 2026 the virtio-blk data plane authors
  *
  * SPDX-License-Identifier: GPL-2.0-or-later
@@ -60,6 +64,7 @@ typedef struct BenchRing {
     BenchDesc *desc;            /* host address */
     bool packed;
     bool event_idx;
+    bool in_order;
     uint16_t buffer_descs;      /* descriptors in the ring of each buffer */
     uint64_t kicks;             /* notifications sent */
     uint64_t calls;             /* notifications received */
@@ -71,6 +76,8 @@ typedef struct BenchRing {
     uint16_t avail_idx;         /* next entry to fill */
     uint16_t exposed_idx;       /* what the device sees */
     uint16_t used_idx;          /* next entry to look at */
+    uint16_t next_desc;         /* IN_ORDER: where the next chain begins */
+    uint16_t *id_of_head;       /* IN_ORDER: what bench_ring_add() was given */
 
     /* Packed */
     BenchEvent *call_event;     /* the driver's: when it wants to be notified */
@@ -92,9 +99,26 @@ void bench_ring_layout(BenchQueue *queue, bool packed, BenchMemory *mem);
  * bench_ring_init: start with an empty ring
  * @dev: what has been negotiated
  * @buffer_descs: descriptors in the ring that each buffer takes
+ *
+ * Pair: bench_ring_cleanup()
  */
 void bench_ring_init(BenchRing *ring, BenchQueue *queue,
                      const BenchDevice *dev, unsigned buffer_descs);
+
+/**
+ * bench_ring_cleanup: the pair of bench_ring_init()
+ */
+void bench_ring_cleanup(BenchRing *ring);
+
+/**
+ * bench_ring_has_places: does a chain stay where it is in the ring?
+ *
+ * Then its head is its id, and it is written but once.
+ */
+static inline bool bench_ring_has_places(const BenchRing *ring)
+{
+    return !ring->packed && !ring->in_order;
+}
 
 /**
  * bench_ring_desc: a descriptor of a chain or table
@@ -160,20 +184,40 @@ static inline void bench_packed_add(BenchRing *ring, uint16_t id,
     }
 }
 
+/* Of a split ring with IN_ORDER: likewise; returns the head (2.7.5.2) */
+static inline uint16_t bench_split_place(BenchRing *ring, uint16_t id,
+                                         const BenchDesc *desc)
+{
+    uint16_t head = ring->next_desc;
+
+    for (unsigned i = 0; i < ring->buffer_descs; i++) {
+        BenchDesc *to = &ring->desc[ring->next_desc];
+
+        *to = desc[i];
+        ring->next_desc = (ring->next_desc + 1) & ring->mask;
+        to->split.next = ring->next_desc;
+    }
+    ring->id_of_head[head] = id;
+    return head;
+}
+
 /**
  * bench_ring_add: make a buffer available, not yet visible
- * @id: split: the head of its chain, which stands in the ring already; packed:
- *      given back with the used buffer
- * @desc: packed: what stands in the ring, the same number each time
+ * @id: given back with the used buffer; bench_ring_has_places(): the head of
+ *      its chain, which stands in the ring already
+ * @desc: else what is to stand in the ring, the same number each time
  */
 static inline void bench_ring_add(BenchRing *ring, uint16_t id,
                                   const BenchDesc *desc)
 {
     if (ring->packed) {
         bench_packed_add(ring, id, desc);
-    } else {
-        ring->avail[2 + (ring->avail_idx++ & ring->mask)] = id;
+        return;
     }
+    if (ring->in_order) {
+        id = bench_split_place(ring, id, desc);
+    }
+    ring->avail[2 + (ring->avail_idx++ & ring->mask)] = id;
 }
 
 /**
@@ -237,11 +281,16 @@ static inline BenchUsed bench_packed_take(BenchRing *ring)
 static inline BenchUsed bench_ring_take(BenchRing *ring)
 {
     const BenchUsed *elems = (const BenchUsed *)(ring->used + 2);
+    BenchUsed used;
 
     if (ring->packed) {
         return bench_packed_take(ring);
     }
-    return elems[ring->used_idx++ & ring->mask];
+    used = elems[ring->used_idx++ & ring->mask];
+    if (ring->in_order) {
+        used.id = ring->id_of_head[used.id & ring->mask];
+    }
+    return used;
 }
 
 /**

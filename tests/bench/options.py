@@ -83,6 +83,7 @@ class Options:
     indirect: bool = True
     event_idx: bool = True
     ring: str = 'split'
+    in_order: bool = False
     poll_max_ns: int = 32768
 
     time_ms: int = 500
@@ -296,6 +297,8 @@ def add_device(parser: argparse.ArgumentParser) -> None:
         'as --depth needs)')
     add('--ring', metavar='FORMAT', type=word_of(('split', 'packed')),
         help='split or packed (default: split)')
+    add('--in-order', action='store_true', default=None,
+        help='negotiate VIRTIO_F_IN_ORDER')
     add('--no-indirect', dest='indirect', action='store_false', default=None,
         help='without indirect descriptors')
     add('--no-event-idx', dest='event_idx', action='store_false',

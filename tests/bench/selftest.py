@@ -60,6 +60,16 @@ PACKED_VARIANTS = (
      {'queues': 2, 'iothreads': 2}, {}),
 )
 
+#: with VIRTIO_F_IN_ORDER, of both formats
+IN_ORDER_VARIANTS = (
+    ('in order', {}, {}),
+    ('in order without indirect descriptors, notified', {'indirect': False},
+     {'wait': 'notify'}),
+    ('in order, packed ring', {'ring': 'packed'}, {}),
+    ('in order, packed ring without indirect descriptors, notified',
+     {'ring': 'packed', 'indirect': False}, {'wait': 'notify'}),
+)
+
 
 class Report:
     """The lines for scripts/check."""
@@ -278,6 +288,7 @@ def run() -> int:
         test_variants(report, ours, VARIANTS)
         for subject in ours, stock:
             test_variants(report, subject, PACKED_VARIANTS, ring='packed')
+            test_variants(report, subject, IN_ORDER_VARIANTS, in_order=True)
         report.run('fio', test_fio)
         for name, test in (('wrong data', wrong_data),
                            ('a failed request', failed_request),

@@ -48,6 +48,8 @@ class Subject:
     serving: Optional[bool] = None
     #: whether several IOThreads can serve one disk
     mapping: bool = True
+    #: whether it knows VIRTIO_F_IN_ORDER
+    in_order: bool = True
 
     def to_json(self) -> dict:
         """For the file of results."""
@@ -111,7 +113,8 @@ def qemu_subject(name: str, path: str, stock: bool = False) -> Subject:
     return Subject(name, 'qemu', path, qemu_version(path),
                    properties=('x-data-plane=off',) if stock else (),
                    serving=not stock if has_plane else None,
-                   mapping='iothread-vq-mapping=' in known)
+                   mapping='iothread-vq-mapping=' in known,
+                   in_order='in_order=' in known)
 
 
 def built_in(name: str) -> Optional[Subject]:
@@ -165,6 +168,8 @@ def left_out(subject: Subject, backend: Backend, options: Options
     if subject.kind == 'qemu' and options.iothreads > 1 \
             and not subject.mapping:
         return 'it has no iothread-vq-mapping for several IOThreads'
+    if options.in_order and not subject.in_order:
+        return 'it has no VIRTIO_F_IN_ORDER'
     return None
 
 
@@ -248,6 +253,8 @@ def device(subject: Subject, options: Options, node: str = 'disk0-node'
              'share-rw': True}
     if options.ring == 'packed':
         words['packed'] = True
+    if options.in_order:
+        words['in_order'] = True
     words.update(entry.split('=', 1) for entry in subject.properties)
     if options.iothreads == 1:
         words['iothread'] = 'io0'
@@ -293,6 +300,8 @@ def driver_command(subject: Subject, options: Options, pin: List[int],
                '--queue-size', str(options.queue_size),
                '--ring', options.ring,
                '--memory', str(options.memory_mib())]
+    if options.in_order:
+        command.append('--in-order')
     if not options.indirect:
         command.append('--no-indirect')
     if not options.event_idx:

@@ -85,6 +85,7 @@ class CommandLine(unittest.TestCase):
         for words in (
                 '', '--quick', '--no-indirect', '--depth 1024',
                 '--ring packed', '--ring packed --no-indirect',
+                '--ring packed --in-order', '--in-order',
                 '--queues 2 --iothreads 2 --pin 0,1,2', '--pin 0,1',
                 '--disk d', '--disk d --overwrite --rw write',
                 '--vhost-user s --overwrite --verify', '--verify',
