@@ -1,8 +1,9 @@
 /*
  * A small virtio-blk driver for the qtests of the data plane
  *
- * See the header for what it may know.  Rings and requests are laid out here,
- * libqos finds the device and reaches its registers.
+ * See the header for what it may know.  Requests are laid out here, rings are
+ * driven by virtio-blk-dataplane-ring.c, libqos finds the device and reaches
+ * its registers.
  *
  * Copyright (c) 2026 the virtio-blk data plane authors
  *
@@ -26,14 +27,21 @@
 #define DEFAULT_NUM 256
 #define SPLIT_AT 200            /* odd place to cut data at */
 #define VECTOR_CONFIG 0
-#define VECTOR_QUEUE 1
+#define VECTOR_QUEUE 1          /* and on, one for each queue */
 
-const DpMode dp_mode_iothread = { "iothread", ",iothread=io0", true };
-const DpMode dp_mode_private = { "private", ",x-data-plane=on", true };
-const DpMode dp_mode_off = {
-    "off", ",iothread=io0,x-data-plane=off", false
+const DpMode dp_mode_iothread = {
+    "iothread", ",iothread=io0", "'iothread': 'io0'", true
 };
-const DpMode dp_mode_main = { "main-loop", "", false };
+const DpMode dp_mode_private = {
+    "private", ",x-data-plane=on", "'x-data-plane': 'on'", true
+};
+const DpMode dp_mode_off = {
+    "off", ",iothread=io0,x-data-plane=off",
+    "'iothread': 'io0', 'x-data-plane': 'off'", false
+};
+const DpMode dp_mode_main = {
+    "main-loop", "", "'x-data-plane': 'auto'", false
+};
 
 const DpMode *const dp_modes[] = {
     &dp_mode_iothread, &dp_mode_private, &dp_mode_off, &dp_mode_main, NULL
@@ -200,15 +208,53 @@ DpDisk *dp_disk_probe(DpVm *vm, const char *id, int slot)
     g_assert_cmpint(disk->vdev->device_type, ==, VIRTIO_ID_BLOCK);
     qvirtio_pci_device_enable(disk->pci);
     disk->want_num = is_modern(disk) ? DEFAULT_NUM : 0;
-    disk->free_desc = g_array_new(false, false, sizeof(uint16_t));
+    disk->queues = g_ptr_array_new();
+    g_ptr_array_add(disk->queues, disk);
+    dp_ring_new(disk);
     return disk;
+}
+
+/* The queues that the driver uses, queue 0 first, as long as there are any */
+static DpDisk *nth_queue(DpDisk *disk, unsigned n)
+{
+    return n < disk->queues->len ? g_ptr_array_index(disk->queues, n) : NULL;
+}
+
+DpDisk *dp_disk_queue(DpDisk *disk, unsigned index)
+{
+    DpDisk *queue;
+
+    for (unsigned i = 0; (queue = nth_queue(disk, i)); i++) {
+        if (queue->index == index) {
+            return queue;
+        }
+    }
+    queue = g_new0(DpDisk, 1);
+    queue->vm = disk->vm;
+    queue->id = disk->id;
+    queue->pci = disk->pci;
+    queue->vdev = disk->vdev;
+    queue->no_msix = disk->no_msix;
+    queue->queues = disk->queues;
+    queue->index = index;
+    queue->want_num = disk->want_num;
+    dp_ring_new(queue);
+    g_ptr_array_add(disk->queues, queue);
+    return queue;
 }
 
 void dp_disk_free(DpDisk *disk)
 {
-    g_array_free(disk->free_desc, true);
-    g_free(disk->by_head);
-    g_free(disk->vqpci);
+    for (unsigned i = disk->queues->len; i-- > 0;) {
+        DpDisk *queue = nth_queue(disk, i);
+
+        dp_ring_free(queue);
+        g_free(queue->vqpci);
+        if (i > 0) {
+            g_free(queue);
+        }
+    }
+    g_ptr_array_free(disk->queues, true);
     g_free(disk->pci->pdev);
     g_free(disk->pci);
     g_free(disk->id);
@@ -217,28 +263,19 @@ void dp_disk_free(DpDisk *disk)
 
 static void forget_in_flight(DpDisk *disk)
 {
-    g_array_set_size(disk->free_desc, 0);
-    for (unsigned i = 0; i < disk->num; i++) {
-        uint16_t desc = disk->num - 1 - i;
+    DpDisk *queue;
 
-        g_array_append_val(disk->free_desc, desc);
-        if (disk->by_head[i]) {
-            disk->by_head[i]->in_flight = false;
-            disk->by_head[i] = NULL;
+    for (unsigned i = 0; (queue = nth_queue(disk, i)); i++) {
+        if (queue->by_head) {
+            dp_ring_forget(queue);
         }
     }
-    disk->avail_idx = 0;
-    disk->exposed_idx = 0;
-    disk->used_idx = 0;
-    disk->pending = 0;
 }
 
 void dp_disk_reset(DpDisk *disk)
 {
     qvirtio_reset(disk->vdev);
-    if (disk->by_head) {
-        forget_in_flight(disk);
-    }
+    forget_in_flight(disk);
 }
 
 void dp_disk_new_ring(DpDisk *disk)
@@ -263,6 +300,7 @@ static void place_ring(DpDisk *disk)
 
 static void enable_queue(DpDisk *disk)
 {
+    disk->vdev->bus->queue_select(disk->vdev, disk->index);
     disk->vdev->bus->set_queue_address(disk->vdev, disk->vq);
     if (is_modern(disk)) {
         common_writew(disk, offsetof(struct virtio_pci_common_cfg,
@@ -283,7 +321,7 @@ static void set_up_queue(DpDisk *disk)
 {
     QVirtioDevice *vdev = disk->vdev;
 
-    vdev->bus->queue_select(vdev, 0);
+    vdev->bus->queue_select(vdev, disk->index);
     disk->num = vdev->bus->get_queue_size(vdev);
     if (disk->want_num) {
         common_writew(disk, offsetof(struct virtio_pci_common_cfg,
@@ -297,6 +335,7 @@ static void set_up_queue(DpDisk *disk)
     disk->vqpci = g_new0(QVirtQueuePCI, 1);
     disk->vq = &disk->vqpci->vq;
     disk->vq->vdev = vdev;
+    disk->vq->index = disk->index;
     disk->vq->size = disk->num;
     disk->vq->event = disk->features & (1ull << VIRTIO_RING_F_EVENT_IDX);
     disk->vq->indirect = disk->features & (1ull << VIRTIO_RING_F_INDIRECT_DESC);
@@ -308,14 +347,27 @@ static void set_up_queue(DpDisk *disk)
                                      off * disk->pci->notify_off_multiplier;
     }
 
-    g_free(disk->by_head);
-    disk->by_head = g_new0(DpReq *, disk->num);
-    forget_in_flight(disk);
+    dp_ring_init(disk);
     place_ring(disk);
-    enable_queue(disk);
+    if (disk->packed && disk->vq->event) {
+        dp_set_event(disk, 0, 1);
+    }
 }
 
-static void set_up_vectors(DpDisk *disk)
+static void set_up_queue_vector(DpDisk *disk)
+{
+    unsigned vector = VECTOR_QUEUE + disk->index;
+
+    if (disk->no_msix) {
+        return;
+    }
+    disk->vqpci->msix_data = 0x5a5a0000 | vector;
+    qvirtqueue_pci_msix_setup(disk->pci, disk->vqpci, &disk->vm->alloc,
+                              vector);
+    qtest_writel(disk->vm->qts, disk->vqpci->msix_addr, 0);
+}
+
+static void set_up_config_vector(DpDisk *disk)
 {
     if (disk->no_msix) {
         return;
@@ -323,34 +375,49 @@ static void set_up_vectors(DpDisk *disk)
     if (!disk->pci->pdev->msix_enabled) {
         qpci_msix_enable(disk->pci->pdev);
     }
-    disk->vqpci->msix_data = 0x5a5a0000 | VECTOR_QUEUE;
     qvirtio_pci_set_msix_configuration_vector(disk->pci, &disk->vm->alloc,
                                               VECTOR_CONFIG);
-    qvirtqueue_pci_msix_setup(disk->pci, disk->vqpci, &disk->vm->alloc,
-                              VECTOR_QUEUE);
     qtest_writel(disk->vm->qts, disk->pci->config_msix_addr, 0);
-    qtest_writel(disk->vm->qts, disk->vqpci->msix_addr, 0);
+}
+
+/* The vector comes before queue_enable, as everything else (4.1.5.1.3) */
+static void start_queue(DpDisk *queue)
+{
+    set_up_queue(queue);
+    set_up_queue_vector(queue);
+    enable_queue(queue);
+}
+
+static void start_queues(DpDisk *disk)
+{
+    DpDisk *queue;
+
+    for (unsigned i = 0; (queue = nth_queue(disk, i)); i++) {
+        queue->features = disk->features;
+        queue->packed = disk->features & (1ull << VIRTIO_F_RING_PACKED);
+        queue->in_order = disk->features & (1ull << VIRTIO_F_IN_ORDER);
+        if (!queue->unused) {
+            start_queue(queue);
+        }
+    }
 }
 
 void dp_disk_init(DpDisk *disk, uint64_t features)
 {
     QVirtioDevice *vdev = disk->vdev;
 
-    if (disk->by_head) {
-        forget_in_flight(disk);
-    }
+    forget_in_flight(disk);
     qvirtio_start_device(vdev);
     features &= qvirtio_get_features(vdev);
     features &= ~QVIRTIO_F_BAD_FEATURE;
     features &= ~(1ull << VIRTIO_F_NOTIFY_ON_EMPTY);
     if (is_modern(disk)) {
         features |= 1ull << VIRTIO_F_VERSION_1;
-        features &= ~(1ull << VIRTIO_F_RING_PACKED);
     }
     disk->features = features;
     qvirtio_set_features(vdev, features);
-    set_up_queue(disk);
-    set_up_vectors(disk);
+    set_up_config_vector(disk);
+    start_queues(disk);
 }
 
 void dp_disk_start(DpDisk *disk, uint64_t features)
@@ -359,11 +426,22 @@ void dp_disk_start(DpDisk *disk, uint64_t features)
     qvirtio_set_driver_ok(disk->vdev);
 }
 
-void dp_queue_restart(DpDisk *disk)
+#define Q_RESET offsetof(struct virtio_pci_modern_common_cfg, queue_reset)
+#define Q_ENABLE offsetof(struct virtio_pci_common_cfg, queue_enable)
+
+void dp_queue_reset(DpDisk *queue)
 {
-    forget_in_flight(disk);
-    set_up_queue(disk);
-    set_up_vectors(disk);
+    g_assert_true(queue->features & (1ull << VIRTIO_F_RING_RESET));
+    queue->vdev->bus->queue_select(queue->vdev, queue->index);
+    common_writew(queue, Q_RESET, 1);
+    g_assert_cmpuint(common_readw(queue, Q_RESET), ==, 0);
+    g_assert_cmpuint(common_readw(queue, Q_ENABLE), ==, 0);
+    dp_ring_forget(queue);
+}
+
+void dp_queue_restart(DpDisk *queue)
+{
+    start_queue(queue);
 }
 
 DpDisk *dp_disk_new(DpVm *vm, uint64_t features)
@@ -395,102 +473,6 @@ void dp_assert_works(DpDisk *disk)
 
     g_assert_cmpint(dp_rw(disk, VIRTIO_BLK_T_OUT, 40, 4096, seed), ==, 0);
     g_assert_cmpint(dp_rw(disk, VIRTIO_BLK_T_IN, 40, 4096, seed), ==, 0);
-}
-
-/* The ring */
-
-void dp_desc_write(DpDisk *disk, uint64_t table, unsigned i, uint64_t addr,
-                   uint32_t len, uint16_t flags, uint16_t next)
-{
-    struct vring_desc desc = {
-        .addr = cpu_to_le64(addr),
-        .len = cpu_to_le32(len),
-        .flags = cpu_to_le16(flags),
-        .next = cpu_to_le16(next),
-    };
-
-    qtest_memwrite(disk->vm->qts, table + 16 * i, &desc, sizeof(desc));
-}
-
-static uint16_t take_desc(DpDisk *disk)
-{
-    uint16_t desc;
-
-    g_assert_cmpuint(disk->free_desc->len, >, 0);
-    desc = g_array_index(disk->free_desc, uint16_t, disk->free_desc->len - 1);
-    g_array_set_size(disk->free_desc, disk->free_desc->len - 1);
-    return desc;
-}
-
-uint16_t dp_chain(DpDisk *disk, const DpSeg *seg, unsigned n)
-{
-    uint16_t head = take_desc(disk);
-    uint16_t desc = head;
-
-    for (unsigned i = 0; i < n; i++) {
-        bool last = i == n - 1;
-        uint16_t next = last ? 0xeeee : take_desc(disk);
-
-        dp_desc_write(disk, disk->vq->desc, desc, seg[i].addr, seg[i].len,
-                      seg[i].flags | (last ? 0 : VRING_DESC_F_NEXT), next);
-        desc = next;
-    }
-    return head;
-}
-
-static void free_chain(DpDisk *disk, uint16_t desc)
-{
-    for (;;) {
-        struct vring_desc d;
-
-        qtest_memread(disk->vm->qts, disk->vq->desc + 16 * desc, &d,
-                      sizeof(d));
-        g_array_append_val(disk->free_desc, desc);
-        if (!(le16_to_cpu(d.flags) & VRING_DESC_F_NEXT)) {
-            return;
-        }
-        desc = le16_to_cpu(d.next);
-    }
-}
-
-void dp_avail(DpDisk *disk, uint16_t head)
-{
-    qtest_writew(disk->vm->qts,
-                 disk->vq->avail + 4 + 2 * (disk->avail_idx % disk->num),
-                 head);
-    disk->avail_idx++;
-}
-
-void dp_expose(DpDisk *disk)
-{
-    qtest_writew(disk->vm->qts, disk->vq->avail + 2, disk->avail_idx);
-}
-
-void dp_kick_always(DpDisk *disk)
-{
-    disk->exposed_idx = disk->avail_idx;
-    disk->kicks++;
-    disk->vdev->bus->virtqueue_kick(disk->vdev, disk->vq);
-}
-
-void dp_kick(DpDisk *disk)
-{
-    QTestState *qts = disk->vm->qts;
-    QVirtQueue *vq = disk->vq;
-    uint16_t old = disk->exposed_idx;
-
-    dp_expose(disk);
-    disk->exposed_idx = disk->avail_idx;
-    if (vq->event) {
-        uint16_t event = qtest_readw(qts, vq->used + 4 + 8 * disk->num);
-
-        if (!vring_need_event(event, disk->avail_idx, old)) {
-            return;
-        }
-    } else if (qtest_readw(qts, vq->used) & VRING_USED_F_NO_NOTIFY) {
-        return;
-    }
-    dp_kick_always(disk);
 }
 
 /* Requests */
@@ -643,14 +625,24 @@ static unsigned build_merged(DpDisk *disk, DpReq *req, DpSeg *seg)
     }
 }
 
-static DpSeg build_table(DpDisk *disk, DpReq *req, const DpSeg *seg,
-                         unsigned n)
+/* Table entries of a packed ring follow each other, without flag (2.8.7) */
+static void fill_table_packed(DpDisk *disk, DpReq *req, const DpSeg *seg,
+                              unsigned n)
 {
-    bool shuffled = req->framing == DP_SHUFFLED;
+    for (unsigned i = 0; i < n; i++) {
+        dp_desc_write(disk, req->table, i, seg[i].addr, seg[i].len,
+                      seg[i].flags, 0xeeee);
+    }
+}
+
+static DpSeg build_table(DpDisk *disk, DpReq *req, const DpSeg *seg,
+                         unsigned n, DpFraming framing)
+{
+    bool shuffled = framing == DP_SHUFFLED;
     unsigned entries = shuffled ? 2 * n + 1 : n;
 
     qtest_memset(disk->vm->qts, req->table, 0xee, entries * 16);
-    for (unsigned i = 0; i < n; i++) {
+    for (unsigned i = 0; i < n && !disk->packed; i++) {
         bool last = i == n - 1;
         /* 0, then from the end of the table down, every other one a hole */
         unsigned at = shuffled && i ? entries - 2 * i : i;
@@ -660,15 +652,35 @@ static DpSeg build_table(DpDisk *disk, DpReq *req, const DpSeg *seg,
                       seg[i].flags | (last ? 0 : VRING_DESC_F_NEXT),
                       last ? 0xeeee : next);
     }
+    if (disk->packed) {
+        fill_table_packed(disk, req, seg, n);
+    }
     return (DpSeg) {
         req->table, entries * 16,
         VRING_DESC_F_INDIRECT |
-        (req->framing == DP_INDIRECT_WRITE ? VRING_DESC_F_WRITE : 0)
+        (framing == DP_INDIRECT_WRITE ? VRING_DESC_F_WRITE : 0)
     };
+}
+
+/*
+ * What the ring does not allow becomes a table in order: in-order use one that
+ * is out of order (2.7.5.3.1), a packed ring also one behind a direct
+ * descriptor (2.8.19).
+ */
+static DpFraming framing_for(DpDisk *disk, DpFraming framing)
+{
+    if (framing == DP_SHUFFLED && (disk->packed || disk->in_order)) {
+        return DP_INDIRECT;
+    }
+    if (framing == DP_HALF_INDIRECT && disk->packed) {
+        return DP_INDIRECT;
+    }
+    return framing;
 }
 
 void dp_submit(DpDisk *disk, DpReq *req)
 {
+    DpFraming framing = framing_for(disk, req->framing);
     uint8_t head[HEAD_BYTES];
     DpSeg seg[8];
     unsigned n;
@@ -680,15 +692,15 @@ void dp_submit(DpDisk *disk, DpReq *req)
 
     n = req->framing == DP_MERGED ? build_merged(disk, req, seg)
                                   : build_segs(req, seg);
-    switch (req->framing) {
+    switch (framing) {
     case DP_INDIRECT:
     case DP_INDIRECT_WRITE:
     case DP_SHUFFLED:
-        seg[0] = build_table(disk, req, seg, n);
+        seg[0] = build_table(disk, req, seg, n, framing);
         n = 1;
         break;
     case DP_HALF_INDIRECT:
-        seg[1] = build_table(disk, req, seg + 1, n - 1);
+        seg[1] = build_table(disk, req, seg + 1, n - 1, framing);
         n = 2;
         break;
     default:
@@ -761,47 +773,67 @@ static void check_head(DpDisk *disk, DpReq *req)
     g_assert_cmpuint(req->status, !=, DP_NO_STATUS);
 }
 
-static void take_used(DpDisk *disk)
+static void count_request(DpDisk *disk, const DpReq *req)
 {
-    struct vring_used_elem elem;
-    uint32_t id;
+    switch (req->type) {
+    case VIRTIO_BLK_T_IN:
+        disk->reads++;
+        break;
+    case VIRTIO_BLK_T_OUT:
+        disk->writes++;
+        break;
+    default:
+        disk->others++;
+        break;
+    }
+}
+
+/*
+ * covers: SPLIT-52, PACK-56: what was skipped was used in full, and so was
+ * read without an error
+ */
+static uint32_t full_length(const DpReq *req)
+{
+    g_assert_true(!req->to_guest || req->status == VIRTIO_BLK_S_OK);
+    return req->to_guest ? req->len + 1 : 1;
+}
+
+static bool take_used(DpDisk *disk)
+{
+    uint16_t head;
+    uint32_t len;
     DpReq *req;
 
-    qtest_memread(disk->vm->qts,
-                  disk->vq->used + 4 + 8 * (disk->used_idx % disk->num),
-                  &elem, sizeof(elem));
-    id = le32_to_cpu(elem.id);
-    g_assert_cmpuint(id, <, disk->num);
-    req = disk->by_head[id];
+    if (!dp_take_used(disk, &head, &len)) {
+        return false;
+    }
+    req = disk->by_head[head];
     g_assert_nonnull(req);      /* else it was returned twice */
-
-    disk->by_head[id] = NULL;
+    disk->by_head[head] = NULL;
     disk->pending--;
-    disk->used_idx++;
-    free_chain(disk, id);
     req->in_flight = false;
     req->done = true;
-    req->used_len = le32_to_cpu(elem.len);
     check_head(disk, req);
+    req->used_len = len == UINT32_MAX ? full_length(req) : len;
+    count_request(disk, req);
+    return true;
 }
 
 unsigned dp_reap(DpDisk *disk)
 {
-    QTestState *qts = disk->vm->qts;
     unsigned n = 0;
 
     for (;;) {
-        uint16_t idx = qtest_readw(qts, disk->vq->used + 2);
+        unsigned before = n;
 
-        if (idx == disk->used_idx) {
-            return n;
-        }
-        while (disk->used_idx != idx) {
-            take_used(disk);
+        while (take_used(disk)) {
             n++;
         }
+        if (n == before) {
+            return n;
+        }
         if (disk->vq->event) {
-            qtest_writew(qts, disk->vq->avail + 4 + 2 * disk->num, idx);
+            dp_set_event(disk, 0, 1);
         }
     }
 }
@@ -836,6 +868,16 @@ void dp_poll(DpDisk *disk, DpReq *req)
 
     while (!req->done) {
         dp_reap(disk);
+        dp_check_deadline(deadline, "the used ring");
+    }
+}
+
+void dp_poll_all(DpDisk *disk)
+{
+    gint64 deadline = dp_deadline();
+
+    while (disk->pending) {
+        take_used(disk);
         dp_check_deadline(deadline, "the used ring");
     }
 }
@@ -900,11 +942,12 @@ static void read_counters(const QDict *queue, DpInfo *info)
     }
 }
 
-void dp_info(DpVm *vm, const char *id, DpInfo *info)
+static void read_info(DpVm *vm, const char *id, unsigned queue, DpInfo *info)
 {
     g_autofree char *path =
         g_strdup_printf("/machine/peripheral/%s/virtio-backend", id);
     QDict *rsp, *dict;
+    QListEntry *entry;
     QList *queues;
 
     memset(info, 0, sizeof(*info));
@@ -921,10 +964,24 @@ void dp_info(DpVm *vm, const char *id, DpInfo *info)
     }
     queues = qdict_get_qlist(dict, "queues");
     info->num_queues = qlist_size(queues);
-    if (info->num_queues) {
-        read_counters(qobject_to(QDict, qlist_peek(queues)), info);
+    QLIST_FOREACH_ENTRY(queues, entry) {
+        QDict *of = qobject_to(QDict, qlist_entry_obj(entry));
+
+        if (qdict_get_int(of, "queue") == queue) {
+            read_counters(of, info);
+        }
     }
     qobject_unref(rsp);
+}
+
+void dp_info(DpVm *vm, const char *id, DpInfo *info)
+{
+    read_info(vm, id, 0, info);
+}
+
+void dp_queue_info(DpDisk *queue, DpInfo *info)
+{
+    read_info(queue->vm, queue->id, queue->index, info);
 }
 
 void dp_wait_state(DpVm *vm, const char *id, const char *state)
@@ -941,18 +998,28 @@ void dp_wait_state(DpVm *vm, const char *id, const char *state)
     }
 }
 
-void dp_wait_in_flight(DpVm *vm, const char *id, int64_t n)
+static void wait_in_flight(DpVm *vm, const char *id, unsigned queue, int64_t n)
 {
     gint64 deadline = dp_deadline();
     DpInfo info;
 
     for (;;) {
-        dp_info(vm, id, &info);
+        read_info(vm, id, queue, &info);
         if (info.in_flight == n) {
             return;
         }
         dp_check_deadline(deadline, "requests to be in flight");
     }
+}
+
+void dp_wait_in_flight(DpVm *vm, const char *id, int64_t n)
+{
+    wait_in_flight(vm, id, 0, n);
+}
+
+void dp_queue_wait_in_flight(DpDisk *queue, int64_t n)
+{
+    wait_in_flight(queue->vm, queue->id, queue->index, n);
 }
 
 void dp_assert_mode(DpVm *vm, const DpMode *mode)
@@ -965,7 +1032,7 @@ void dp_assert_mode(DpVm *vm, const DpMode *mode)
         g_assert_cmpstr(info.state, ==, "started");
     }
     g_assert_cmpint(info.serving, ==, mode->plane);
-    if (mode == &dp_mode_iothread) {
+    if (mode->plane && strstr(mode->props, "iothread=io0")) {
         g_assert_cmpstr(info.iothread, ==, "io0");
     }
 }
@@ -1002,6 +1069,7 @@ void dp_release(DpDisk *disk)
 #define LOAD_BYTES 4096
 
 typedef struct DpSlot {
+    DpDisk *queue[2];       /* to write through, and to read through */
     DpReq *req;
     uint32_t version;       /* last one written; 0: none yet */
     bool reading;
@@ -1011,26 +1079,55 @@ typedef struct DpSlot {
 
 struct DpLoad {
     DpDisk *disk;
+    DpDisk **queue;
+    unsigned num_queues;
     unsigned depth;
     uint64_t ops;
     DpSlot slot[];
 };
 
-DpLoad *dp_load_new(DpDisk *disk, unsigned depth, uint64_t first)
+static DpLoad *load_new(DpDisk **queue, unsigned num_queues, unsigned depth,
+                        uint64_t first)
 {
-    DpLoad *load = g_malloc0(sizeof(*load) + depth * sizeof(DpSlot));
+    DpLoad *load = g_malloc0(sizeof(*load) +
+                             num_queues * depth * sizeof(DpSlot));
 
-    load->disk = disk;
-    load->depth = depth;
-    for (unsigned i = 0; i < depth; i++) {
+    load->disk = queue[0];
+    load->queue = g_memdup2(queue, num_queues * sizeof(*queue));
+    load->num_queues = num_queues;
+    load->depth = num_queues * depth;
+    for (unsigned i = 0; i < load->depth; i++) {
+        DpSlot *slot = &load->slot[i];
         /* Neighbours in pairs, so that some can be merged */
         uint64_t at = first + (i / 2) * 512 + (i % 2) * 8;
 
-        load->slot[i].req = dp_req(disk, VIRTIO_BLK_T_IN, at, LOAD_BYTES);
-        load->slot[i].req->framing =
-            disk->vq->indirect && i % 3 == 2 ? DP_INDIRECT : DP_DIRECT;
+        slot->queue[0] = queue[i / depth];
+        slot->queue[1] = queue[(i / depth + 1) % num_queues];
+        slot->req = dp_req(queue[0], VIRTIO_BLK_T_IN, at, LOAD_BYTES);
+        slot->req->framing =
+            queue[0]->vq->indirect && i % 3 == 2 ? DP_INDIRECT : DP_DIRECT;
     }
     return load;
+}
+
+DpLoad *dp_load_new(DpDisk *disk, unsigned depth, uint64_t first)
+{
+    return load_new(&disk, 1, depth, first);
+}
+
+DpLoad *dp_load_new_queues(DpDisk *disk, unsigned depth, uint64_t first)
+{
+    g_autofree DpDisk **used = g_new0(DpDisk *, disk->queues->len);
+    unsigned n = 0;
+
+    for (unsigned i = 0; i < disk->queues->len; i++) {
+        DpDisk *queue = nth_queue(disk, i);
+
+        if (!queue->unused) {
+            used[n++] = queue;
+        }
+    }
+    return load_new(used, n, depth, first);
 }
 
 static void load_send(DpLoad *load, DpSlot *slot)
@@ -1052,7 +1149,7 @@ static void load_send(DpLoad *load, DpSlot *slot)
     }
     req->done = false;
     slot->busy = true;
-    dp_submit(load->disk, req);
+    dp_submit(slot->queue[slot->reading], req);
 }
 
 static void load_check(DpLoad *load, DpSlot *slot)
@@ -1077,6 +1174,13 @@ static void load_take(DpLoad *load)
     }
 }
 
+static void load_kick(DpLoad *load)
+{
+    for (unsigned i = 0; i < load->num_queues; i++) {
+        dp_kick(load->queue[i]);
+    }
+}
+
 void dp_load_send(DpLoad *load)
 {
     load_take(load);
@@ -1085,7 +1189,21 @@ void dp_load_send(DpLoad *load)
             load_send(load, &load->slot[i]);
         }
     }
-    dp_kick(load->disk);
+    load_kick(load);
+}
+
+/* Take what the queues with an interrupt have used */
+static bool load_irqs(DpLoad *load)
+{
+    bool any = false;
+
+    for (unsigned i = 0; i < load->num_queues; i++) {
+        if (dp_irq(load->queue[i])) {
+            dp_reap(load->queue[i]);
+            any = true;
+        }
+    }
+    return any;
 }
 
 void dp_load_run(DpLoad *load, unsigned ops)
@@ -1095,10 +1213,9 @@ void dp_load_run(DpLoad *load, unsigned ops)
 
     while (load->ops < target) {
         dp_load_send(load);
-        while (!dp_irq(load->disk)) {
+        while (!load_irqs(load)) {
             dp_check_deadline(deadline, "an interrupt of the load");
         }
-        dp_reap(load->disk);
         load_take(load);
     }
 }
@@ -1128,7 +1245,9 @@ void dp_load_forget_tables(DpLoad *load)
 
 static void load_drain(DpLoad *load)
 {
-    dp_wait_all(load->disk);
+    for (unsigned i = 0; i < load->num_queues; i++) {
+        dp_wait_all(load->queue[i]);
+    }
     load_take(load);
 }
 
@@ -1137,6 +1256,7 @@ void dp_load_abandon(DpLoad *load)
     for (unsigned i = 0; i < load->depth; i++) {
         dp_req_free(load->disk, load->slot[i].req);
     }
+    g_free(load->queue);
     g_free(load);
 }
 
@@ -1152,7 +1272,7 @@ void dp_load_finish(DpLoad *load)
             g_assert_true(slot->reading);
         }
     }
-    dp_kick(load->disk);
+    load_kick(load);
     load_drain(load);
     dp_load_abandon(load);
 }
@@ -1216,10 +1336,24 @@ void dp_qmp_error(DpVm *vm, DpLoad *load, const char *text,
 
 /* Test registration */
 
-void dp_add_modes(const char *path, void (*fn)(const void *), bool plane_only)
+static bool has_ring(const DpMode *mode, DpRings rings)
+{
+    switch (rings) {
+    case DP_SPLIT_RING:
+        return !mode->packed;
+    case DP_PACKED_RING:
+        return mode->packed;
+    default:
+        return true;
+    }
+}
+
+void dp_add_modes(const char *path, void (*fn)(const void *), bool plane_only,
+                  DpRings rings)
 {
     for (unsigned i = 0; dp_modes[i]; i++) {
-        if (dp_modes[i]->plane || !plane_only) {
+        if ((dp_modes[i]->plane || !plane_only) &&
+            has_ring(dp_modes[i], rings)) {
             g_autofree char *name = g_strdup_printf("%s/%s", path,
                                                     dp_modes[i]->name);
 
@@ -1236,6 +1370,6 @@ void dp_add_table(const char *group, const DpTest *tests, unsigned n,
             g_strdup_printf("/virtio-blk-dataplane/%s/%s", group,
                             tests[i].name);
 
-        dp_add_modes(path, tests[i].fn, plane_only);
+        dp_add_modes(path, tests[i].fn, plane_only, tests[i].rings);
     }
 }

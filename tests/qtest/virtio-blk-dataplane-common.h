@@ -8,6 +8,9 @@
  * notification shows as a hang.  It knows nothing of the plane but the
  * properties "x-data-plane" and "x-data-plane-info".
  *
+ * It accepts whatever ring the device offers: with "packed=on" a packed one,
+ * with "in_order=on" in-order use.  virtio-blk-dataplane-ring.c drives them.
+ *
  * Every wait has a hang guard of DP_HANG_SECONDS; no wait is a measurement.
  *
  * Copyright (c) 2026 the virtio-blk data plane authors
@@ -40,11 +43,14 @@
 #define DP_F_EVENT (~(1ull << VIRTIO_RING_F_INDIRECT_DESC))
 #define DP_F_ALL (~0ull)
 
-/* How a disk is asked to be served. */
+/* How a disk is asked to be served, and what kind of ring it offers. */
 typedef struct DpMode {
     const char *name;
     const char *props;      /* device properties, starting with a comma */
+    const char *json;       /* the same as members of a JSON object */
     bool plane;             /* the data plane must be what serves it */
+    bool packed;
+    bool in_order;
 } DpMode;
 
 extern const DpMode dp_mode_iothread;
@@ -92,37 +98,62 @@ typedef struct DpReq {
     uint64_t data;
     uint64_t status_addr;
     uint64_t table;
-    uint16_t head;
+    uint16_t head;          /* of a packed ring: the buffer ID */
     bool in_flight;
     bool done;
     uint32_t used_len;
     uint8_t status;
 } DpReq;
 
+/*
+ * A disk as seen through one of its queues: what stands in the first part is
+ * the same in all of them.  dp_disk_probe() gives queue 0, and calls that are
+ * not about a queue are to be made on that one.
+ */
 typedef struct DpDisk {
     DpVm *vm;
     char *id;
     QVirtioPCIDevice *pci;
     QVirtioDevice *vdev;
+    uint64_t features;
+    bool no_msix;
+    bool packed;            /* negotiated, as these two */
+    bool in_order;
+    GPtrArray *queues;      /* DpDisk of each queue that is used; 0 is first */
+
+    unsigned index;         /* of the queue */
+    bool unused;            /* not to be set up from the next start on */
     QVirtQueuePCI *vqpci;
     QVirtQueue *vq;
-    uint64_t features;
     unsigned num;           /* queue size */
     unsigned want_num;      /* size to set up; 0: the device's choice */
     uint64_t ring;          /* memory of the ring */
     uint64_t ring_size;
-    bool no_msix;
+    /*
+     * Split: as the ring counts them.  Packed: positions that count to twice
+     * the size, so that the wrap counter is 1 in the lower half.
+     */
     uint16_t avail_idx;     /* next entry to fill */
     uint16_t exposed_idx;   /* what the device was shown */
     uint16_t used_idx;      /* next element to take */
     uint64_t irqs;
     uint64_t kicks;
-    GArray *free_desc;
+    uint64_t reads;         /* requests that were taken from the used ring */
+    uint64_t writes;
+    uint64_t others;
+    GArray *free_desc;      /* free descriptors; packed: buffer IDs */
     DpReq **by_head;
     unsigned pending;
+
+    GArray *order;          /* in-order: heads as they were made available */
+    unsigned batch;         /* in-order: left of what one used entry returns */
+    uint32_t batch_len;
+    GArray *hidden;         /* packed: flags that dp_expose() has to write */
+    uint16_t *entries;      /* packed: how many a buffer ID takes */
+    unsigned free_entries;
 } DpDisk;
 
-/* What "x-data-plane-info" says; counters are those of queue 0. */
+/* What "x-data-plane-info" says, with the counters of one queue. */
 typedef struct DpInfo {
     char state[16];
     char reason[160];       /* empty if there is none */
@@ -195,6 +226,13 @@ DpDisk *dp_disk_probe(DpVm *vm, const char *id, int slot);
 void dp_disk_free(DpDisk *disk);
 
 /**
+ * dp_disk_queue: @disk as seen through its queue @index
+ *
+ * The queue is set up from the next start on.  It goes away with the disk.
+ */
+DpDisk *dp_disk_queue(DpDisk *disk, unsigned index);
+
+/**
  * dp_disk_init: reset and initialise up to, but without, DRIVER_OK
  * @features: bits to accept of those offered
  *
@@ -216,6 +254,13 @@ DpDisk *dp_disk_new(DpVm *vm, uint64_t features);
  * dp_disk_reset: write status 0, wait for it, forget requests in flight
  */
 void dp_disk_reset(DpDisk *disk);
+
+/**
+ * dp_queue_reset: reset this queue alone, and check that it is over
+ *
+ * Requests that were in flight are forgotten.
+ */
+void dp_queue_reset(DpDisk *queue);
 
 /**
  * dp_queue_restart: set the queue up again, after it alone was reset
@@ -247,31 +292,6 @@ void dp_assert_broken(DpDisk *disk);
  */
 void dp_assert_works(DpDisk *disk);
 
-/**
- * dp_desc_write: write entry @i of the descriptor table at @table
- */
-void dp_desc_write(DpDisk *disk, uint64_t table, unsigned i, uint64_t addr,
-                   uint32_t len, uint16_t flags, uint16_t next);
-
-/**
- * dp_chain: put a chain into free descriptors of the ring
- *
- * Returns: its head; nothing is exposed yet
- */
-uint16_t dp_chain(DpDisk *disk, const DpSeg *seg, unsigned n);
-
-/**
- * dp_avail: fill the next entry of the available ring; dp_expose() shows it
- */
-void dp_avail(DpDisk *disk, uint16_t head);
-void dp_expose(DpDisk *disk);
-
-/**
- * dp_kick: notify the device if it asks for it; dp_kick_always: in any case
- */
-void dp_kick(DpDisk *disk);
-void dp_kick_always(DpDisk *disk);
-
 DpReq *dp_req(DpDisk *disk, uint32_t type, uint64_t sector, uint32_t len);
 void dp_req_free(DpDisk *disk, DpReq *req);
 
@@ -286,6 +306,84 @@ bool dp_req_is_byte(DpDisk *disk, DpReq *req, uint8_t byte);
  * dp_submit: make a request available, not yet exposed nor kicked
  */
 void dp_submit(DpDisk *disk, DpReq *req);
+
+/* Rings: virtio-blk-dataplane-ring.c */
+
+/**
+ * dp_ring_new: what a queue's driver needs, for life
+ *
+ * Pair: dp_ring_free()
+ */
+void dp_ring_new(DpDisk *disk);
+void dp_ring_free(DpDisk *disk);
+
+/**
+ * dp_ring_init: size and format are known now; begin
+ *
+ * dp_ring_forget: begin anew; requests that were in flight are forgotten
+ */
+void dp_ring_init(DpDisk *disk);
+void dp_ring_forget(DpDisk *disk);
+
+/**
+ * dp_desc_write: write entry @i of the descriptor table at @table
+ * @next: of a packed ring: the buffer ID
+ */
+void dp_desc_write(DpDisk *disk, uint64_t table, unsigned i, uint64_t addr,
+                   uint32_t len, uint16_t flags, uint16_t next);
+
+/**
+ * dp_chain: put a chain into free descriptors of the ring
+ *
+ * Of a packed ring these are the next ones, so dp_avail() must follow.
+ *
+ * Returns: its head, or buffer ID; nothing is exposed yet
+ */
+uint16_t dp_chain(DpDisk *disk, const DpSeg *seg, unsigned n);
+
+/**
+ * dp_avail: make the chain the next available one; dp_expose() shows it
+ */
+void dp_avail(DpDisk *disk, uint16_t head);
+void dp_expose(DpDisk *disk);
+
+/**
+ * dp_kick: notify the device if it asks for it; dp_kick_always: in any case
+ */
+void dp_kick(DpDisk *disk);
+void dp_kick_always(DpDisk *disk);
+
+/**
+ * dp_asks_for_kick: does the device ask to be notified of the next buffer?
+ */
+bool dp_asks_for_kick(DpDisk *disk);
+
+/**
+ * dp_count_used: how many used buffers does the ring show?
+ */
+unsigned dp_count_used(DpDisk *disk);
+
+/**
+ * dp_take_used: take a used buffer from the ring, if there is one
+ * @len: of a buffer that a batch skips (2.7.9, 2.8.8): UINT32_MAX
+ *
+ * Returns: false if there is none
+ */
+bool dp_take_used(DpDisk *disk, uint16_t *head, uint32_t *len);
+
+/**
+ * dp_set_irqs: without EVENT_IDX: ask for interrupts, or for none
+ */
+void dp_set_irqs(DpDisk *disk, bool on);
+
+/**
+ * dp_set_event: with EVENT_IDX: ask for an interrupt when a buffer is used
+ * @n: which one, the next being 0
+ * @entries: of a packed ring: how many each of the buffers takes
+ */
+void dp_set_event(DpDisk *disk, int n, unsigned entries);
+
+/* Waiting */
 
 /**
  * dp_irq: take the queue's interrupt, if there is one
@@ -313,6 +411,11 @@ void dp_wait_all(DpDisk *disk);
 void dp_poll(DpDisk *disk, DpReq *req);
 
 /**
+ * dp_poll_all: same for all requests, and leave the wish for interrupts alone
+ */
+void dp_poll_all(DpDisk *disk);
+
+/**
  * dp_run: submit, kick and wait; returns the status
  */
 uint8_t dp_run(DpDisk *disk, DpReq *req);
@@ -326,11 +429,15 @@ uint8_t dp_rw(DpDisk *disk, uint32_t type, uint64_t sector, uint32_t len,
               uint32_t seed);
 
 /**
- * dp_info: ask for the plane's state and counters
+ * dp_info: ask for the plane's state and the counters of queue 0
+ *
+ * dp_queue_info: same with the counters of this queue
  */
 void dp_info(DpVm *vm, const char *id, DpInfo *info);
+void dp_queue_info(DpDisk *queue, DpInfo *info);
 void dp_wait_state(DpVm *vm, const char *id, const char *state);
 void dp_wait_in_flight(DpVm *vm, const char *id, int64_t n);
+void dp_queue_wait_in_flight(DpDisk *queue, int64_t n);
 
 /**
  * dp_assert_mode: is the disk "d0", which has been started, served as asked?
@@ -357,6 +464,13 @@ void dp_throttle(DpDisk *disk, const char *group, int iops);
  * @first: its first sector
  */
 DpLoad *dp_load_new(DpDisk *disk, unsigned depth, uint64_t first);
+
+/**
+ * dp_load_new_queues: a load of @depth slots on each of the disk's queues
+ *
+ * What was written through a queue is read through the one that follows.
+ */
+DpLoad *dp_load_new_queues(DpDisk *disk, unsigned depth, uint64_t first);
 
 /**
  * dp_load_run: go on until @ops more requests were done and verified
@@ -409,15 +523,24 @@ void dp_qmp_error(DpVm *vm, DpLoad *load, const char *text,
 gint64 dp_deadline(void);
 void dp_check_deadline(gint64 deadline, const char *what);
 
+/* Which formats a test is for */
+typedef enum DpRings {
+    DP_ANY_RING,
+    DP_SPLIT_RING,
+    DP_PACKED_RING,
+} DpRings;
+
 /**
  * dp_add_modes: register a test for each mode, or for those with the plane
  */
-void dp_add_modes(const char *path, void (*fn)(const void *), bool plane_only);
+void dp_add_modes(const char *path, void (*fn)(const void *), bool plane_only,
+                  DpRings rings);
 
 /* A row of a test program's table. */
 typedef struct DpTest {
     const char *name;
     void (*fn)(const void *mode);
+    DpRings rings;
 } DpTest;
 
 /**

@@ -907,11 +907,14 @@ static void add_cases(const DpMode *mode)
 
 int main(int argc, char **argv)
 {
+    static const DpTest tests[] = {
+        { "racing", test_racing, DP_SPLIT_RING },
+        { "noise", test_noise, DP_SPLIT_RING },
+        { "registers", test_registers, DP_SPLIT_RING },
+    };
+
     g_test_init(&argc, &argv, NULL);
     add_cases(&dp_mode_iothread);
-    dp_add_modes("/virtio-blk-dataplane/hostile/racing", test_racing, true);
-    dp_add_modes("/virtio-blk-dataplane/hostile/noise", test_noise, true);
-    dp_add_modes("/virtio-blk-dataplane/hostile/registers", test_registers,
-                 true);
+    dp_add_table("hostile", tests, ARRAY_SIZE(tests), true);
     return g_test_run();
 }

@@ -328,12 +328,17 @@ static void test_dimm_ring(const void *opaque)
 
 int main(int argc, char **argv)
 {
+    static const DpTest any_path[] = {
+        { "dirty", test_dirty, DP_SPLIT_RING },
+    };
+    static const DpTest plane[] = {
+        { "dimm", test_dimm, DP_SPLIT_RING },
+        { "dimm-in-flight", test_dimm_in_flight, DP_SPLIT_RING },
+        { "dimm-ring", test_dimm_ring, DP_SPLIT_RING },
+    };
+
     g_test_init(&argc, &argv, NULL);
-    dp_add_modes("/virtio-blk-dataplane/memory/dirty", test_dirty, false);
-    dp_add_modes("/virtio-blk-dataplane/memory/dimm", test_dimm, true);
-    dp_add_modes("/virtio-blk-dataplane/memory/dimm-in-flight",
-                 test_dimm_in_flight, true);
-    dp_add_modes("/virtio-blk-dataplane/memory/dimm-ring", test_dimm_ring,
-                 true);
+    dp_add_table("memory", any_path, ARRAY_SIZE(any_path), false);
+    dp_add_table("memory", plane, ARRAY_SIZE(plane), true);
     return g_test_run();
 }

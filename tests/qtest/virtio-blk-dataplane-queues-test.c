@@ -1,0 +1,925 @@
+/*
+ * Several queues per disk, on one IOThread and on several
+ *
+ * Every queue carries verified requests at the same time, and what one did is
+ * not seen in another's counters, notifications or ring.  Drivers use fewer
+ * queues than there are, reset single ones, and break one of them.  May know
+ * how "x-data-plane-info" tells queues apart.
+ *
+ * Copyright (c) 2026 the virtio-blk data plane authors
+ *
+ * SPDX-License-Identifier: GPL-2.0-or-later
+ */
+
+#include "qemu/osdep.h"
+#include "qapi/error.h"
+#include "qobject/qdict.h"
+#include "qobject/qjson.h"
+#include "virtio-blk-dataplane-common.h"
+
+#define MIB (1024 * 1024)
+#define IMAGE_SIZE (32 * MIB)
+#define OK VIRTIO_BLK_S_OK
+#define PCIHP_EJECT 0xae08
+#define BEYOND_RAM (65ull * MIB)
+#define RING_NUM 32
+#define DEPTH 3
+#define MAX_QUEUES 64
+#define CONFIG_NUM_QUEUES offsetof(struct virtio_blk_config, num_queues)
+
+/* Queues of a disk and who serves them */
+typedef struct Layout {
+    const char *name;
+    unsigned num;
+    const char *json;       /* members of device_add's arguments */
+    const char *iothreads;  /* numbers, over and over, one for each queue */
+} Layout;
+
+#define ROUND_ROBIN \
+    "'iothread-vq-mapping': [{'iothread': 'io0'}, {'iothread': 'io1'}]"
+#define EXPLICIT \
+    "'iothread-vq-mapping': [{'iothread': 'io0', 'vqs': [1]}," \
+    " {'iothread': 'io1', 'vqs': [0, 2, 3]}]"
+
+static const Layout layouts[] = {
+    { "1", 1, "'iothread': 'io0'", "0" },
+    { "2", 2, "'iothread': 'io0'", "0" },
+    { "4", 4, "'iothread': 'io0'", "0" },
+    { "8", 8, "'iothread': 'io0'", "0" },
+    { "64", 64, "'iothread': 'io0'", "0" },
+    { "round-robin", 4, ROUND_ROBIN, "01" },
+    { "explicit", 4, EXPLICIT, "1011" },
+    { "64-round-robin", 64, ROUND_ROBIN, "01" },
+};
+
+static void device_add(DpVm *vm, const Layout *layout)
+{
+    g_autofree char *cmd = g_strdup_printf(
+        "{'execute': 'device_add', 'arguments': {"
+        " 'driver': 'virtio-blk-pci', 'id': 'd0', 'drive': 'n0',"
+        " 'addr': '%d', 'num-queues': %u, %s}}",
+        DP_SLOT, layout->num, layout->json);
+
+    dp_qmp_ok(vm, NULL, "%p", qobject_from_json(cmd, &error_abort));
+}
+
+static DpVm *vm_new(const Layout *layout)
+{
+    g_autofree char *path = dp_image("disk.img", IMAGE_SIZE);
+    DpVm *vm = dp_vm_start("-blockdev file,node-name=f0,filename=%s "
+                           "-blockdev raw,node-name=n0,file=f0", path);
+
+    device_add(vm, layout);
+    return vm;
+}
+
+/* A disk whose queues are those of @mask, not started */
+static DpDisk *disk_probe(DpVm *vm, const Layout *layout, uint64_t mask)
+{
+    DpDisk *disk = dp_disk_probe(vm, "d0", DP_SLOT);
+
+    disk->want_num = RING_NUM;
+    disk->unused = !(mask & 1);
+    for (unsigned i = 1; i < layout->num; i++) {
+        if (mask >> i & 1) {
+            dp_disk_queue(disk, i);
+        }
+    }
+    return disk;
+}
+
+static DpDisk *disk_new(DpVm *vm, const Layout *layout)
+{
+    DpDisk *disk = disk_probe(vm, layout, UINT64_MAX);
+
+    dp_disk_start(disk, DP_F_ALL);
+    return disk;
+}
+
+static void assert_serving(DpVm *vm)
+{
+    DpInfo info;
+
+    dp_info(vm, "d0", &info);
+    g_assert_cmpstr(info.reason, ==, "");
+    g_assert_true(info.serving);
+}
+
+/* Write through each queue, read through the one that follows */
+static void assert_all_work(DpDisk *disk, const Layout *layout)
+{
+    for (unsigned i = 0; i < layout->num; i++) {
+        DpDisk *writer = dp_disk_queue(disk, i);
+        DpDisk *reader = dp_disk_queue(disk, (i + 1) % layout->num);
+        uint32_t seed = g_test_rand_int();
+
+        g_assert_cmpint(dp_rw(writer, VIRTIO_BLK_T_OUT, 8 * i, 4096, seed),
+                        ==, OK);
+        g_assert_cmpint(dp_rw(reader, VIRTIO_BLK_T_IN, 8 * i, 4096, seed),
+                        ==, OK);
+    }
+}
+
+static void vm_stop(DpVm *vm)
+{
+    dp_qmp_ok(vm, NULL, "{'execute': 'stop'}");
+}
+
+static void vm_cont(DpVm *vm)
+{
+    dp_qmp_ok(vm, NULL, "{'execute': 'cont'}");
+}
+
+/* A drained section */
+static void resize(DpVm *vm, DpLoad *load)
+{
+    dp_qmp_ok(vm, load, "{'execute': 'block_resize', 'arguments': {"
+              " 'node-name': 'n0', 'size': %d}}", IMAGE_SIZE);
+}
+
+static void unplug(DpVm *vm)
+{
+    qtest_qmp_device_del_send(vm->qts, "d0");
+    qtest_outl(vm->qts, PCIHP_EJECT, 1 << DP_SLOT);
+    qtest_qmp_eventwait(vm->qts, "DEVICE_DELETED");
+}
+
+/* --- what is offered ------------------------------------------------- */
+
+static uint16_t common_read(DpDisk *disk, size_t offset)
+{
+    return qpci_io_readw(disk->pci->pdev, disk->pci->bar,
+                         disk->pci->common_cfg_offset + offset);
+}
+
+/* covers: BLKC-9, PCI-20, PCI-21, PCI-24, PCI-25: as many as were asked for */
+static void test_offer(const void *opaque)
+{
+    const Layout *layout = opaque;
+    DpVm *vm = vm_new(layout);
+    DpDisk *disk = disk_probe(vm, layout, UINT64_MAX);
+    QVirtioDevice *vdev = disk->vdev;
+    DpInfo info;
+
+    dp_disk_init(disk, DP_F_ALL);
+    g_assert_cmpuint(qvirtio_config_readw(vdev, CONFIG_NUM_QUEUES), ==,
+                     layout->num);
+    g_assert_cmpuint(common_read(disk, offsetof(struct virtio_pci_common_cfg,
+                                                num_queues)),
+                     ==, layout->num);
+    if (layout->num > 1) {
+        g_assert_true(disk->features & (1ull << VIRTIO_BLK_F_MQ));
+    }
+    for (unsigned i = 0; i <= layout->num; i++) {
+        bool exists = i < layout->num;
+
+        vdev->bus->queue_select(vdev, i);
+        g_assert_cmpuint(vdev->bus->get_queue_size(vdev), ==,
+                         exists ? RING_NUM : 0);
+        g_assert_cmpuint(common_read(disk,
+                                     offsetof(struct virtio_pci_common_cfg,
+                                              queue_enable)), ==, exists);
+    }
+    dp_info(vm, "d0", &info);
+    g_assert_cmpuint(info.num_queues, ==, layout->num);
+    dp_disk_reset(disk);
+    for (unsigned i = 0; i < layout->num; i++) {
+        vdev->bus->queue_select(vdev, i);
+        g_assert_cmpuint(common_read(disk,
+                                     offsetof(struct virtio_pci_common_cfg,
+                                              queue_enable)), ==, 0);
+    }
+    dp_disk_free(disk);
+    dp_vm_quit(vm);
+}
+
+/* --- requests -------------------------------------------------------- */
+
+/* What the plane counted is what the driver did, queue by queue */
+static void check_counters(DpDisk *disk, const Layout *layout)
+{
+    for (unsigned i = 0; i < layout->num; i++) {
+        char io = layout->iothreads[i % strlen(layout->iothreads)];
+        DpDisk *queue = dp_disk_queue(disk, i);
+        g_autofree char *iothread = g_strdup_printf("io%c", io);
+        DpInfo info;
+
+        dp_queue_wait_in_flight(queue, 0);
+        dp_queue_info(queue, &info);
+        g_assert_cmpstr(info.iothread, ==, iothread);
+        g_assert_cmpint(info.reads, ==, queue->reads);
+        g_assert_cmpint(info.writes, ==, queue->writes);
+        g_assert_cmpint(info.flushes, ==, queue->others);
+        g_assert_cmpint(info.completed, ==,
+                        queue->reads + queue->writes + queue->others);
+        g_assert_cmpint(info.errors, ==, 0);
+        /* The plane kicks itself at start */
+        g_assert_cmpint(info.kicks, <=, queue->kicks + 2);
+        g_assert_cmpint(info.kicks + info.polled, >=, 1);
+        g_assert_cmpint(info.batches, <=, info.completed);
+        g_assert_cmpint(info.sent, >=, queue->irqs);
+    }
+}
+
+/*
+ * covers: VQ-2, BLKC-10, IRQ-1, IRQ-6, IRQ-10, NOTIF-1, NOTIF-9, U1: all
+ * queues at the same time; what one wrote another reads
+ */
+static void test_load(const void *opaque)
+{
+    const Layout *layout = opaque;
+    DpVm *vm = vm_new(layout);
+    DpDisk *disk = disk_new(vm, layout);
+    DpLoad *load = dp_load_new_queues(disk, DEPTH, 0);
+
+    assert_serving(vm);
+    dp_load_run(load, MAX(300, 12 * layout->num));
+    dp_load_finish(load);
+    for (unsigned i = 0; i < layout->num; i++) {
+        g_assert_cmpuint(dp_disk_queue(disk, i)->writes, >, 0);
+        g_assert_cmpuint(dp_disk_queue(disk, i)->reads, >, 0);
+    }
+    check_counters(disk, layout);
+    dp_disk_free(disk);
+    dp_vm_quit(vm);
+}
+
+static void run_flush(DpDisk *queue)
+{
+    DpReq *req = dp_req(queue, VIRTIO_BLK_T_FLUSH, 0, 0);
+
+    g_assert_cmpint(dp_run(queue, req), ==, OK);
+    dp_req_free(queue, req);
+}
+
+/* covers: U1, NOTIF-1: one queue after the other, each another number */
+static void test_counters(const void *opaque)
+{
+    const Layout *layout = opaque;
+    DpVm *vm = vm_new(layout);
+    DpDisk *disk = disk_new(vm, layout);
+
+    for (unsigned i = layout->num; i-- > 0;) {
+        DpDisk *queue = dp_disk_queue(disk, i);
+        unsigned writes = 1 + i % 5, reads = 1 + i % 3, flushes = i % 4;
+
+        for (unsigned j = 0; j < writes; j++) {
+            g_assert_cmpint(dp_rw(queue, VIRTIO_BLK_T_OUT, i, 512, i), ==, OK);
+        }
+        for (unsigned j = 0; j < reads; j++) {
+            g_assert_cmpint(dp_rw(queue, VIRTIO_BLK_T_IN, i, 512, i), ==, OK);
+        }
+        for (unsigned j = 0; j < flushes; j++) {
+            run_flush(queue);
+        }
+        g_assert_cmpuint(queue->writes, ==, writes);
+        g_assert_cmpuint(queue->reads, ==, reads);
+        g_assert_cmpuint(queue->others, ==, flushes);
+    }
+    check_counters(disk, layout);
+    dp_disk_free(disk);
+    dp_vm_quit(vm);
+}
+
+/* --- fewer queues than there are ------------------------------------- */
+
+/* Whatever asks about queues is asked, about those that are not used too */
+static void query_all(DpVm *vm, DpLoad *load, const Layout *layout)
+{
+    const char *path = "/machine/peripheral/d0/virtio-backend";
+    DpInfo info;
+
+    dp_qmp_ok(vm, load, "{'execute': 'query-blockstats'}");
+    dp_qmp_ok(vm, load, "{'execute': 'query-iothreads'}");
+    dp_qmp_ok(vm, load, "{'execute': 'x-query-virtio-status',"
+              " 'arguments': {'path': %s}}", path);
+    for (unsigned i = 0; i < MIN(layout->num, 8); i++) {
+        dp_qmp_ok(vm, load, "{'execute': 'x-query-virtio-queue-status',"
+                  " 'arguments': {'path': %s, 'queue': %u}}", path, i);
+    }
+    dp_info(vm, "d0", &info);
+    g_assert_cmpuint(info.num_queues, ==, layout->num);
+}
+
+static void check_unused(DpDisk *disk, const Layout *layout, uint64_t mask)
+{
+    for (unsigned i = 0; i < layout->num; i++) {
+        DpDisk view = { .vm = disk->vm, .id = disk->id, .index = i };
+        DpInfo info;
+
+        dp_queue_info(&view, &info);
+        g_assert_cmpint(info.completed > 0, ==, mask >> i & 1);
+        g_assert_cmpint(info.completed + info.batches > 0, ==, mask >> i & 1);
+    }
+}
+
+static void run_fewer(DpVm *vm, const Layout *layout, uint64_t mask)
+{
+    DpDisk *disk = disk_probe(vm, layout, mask);
+    DpLoad *load;
+
+    dp_disk_start(disk, DP_F_ALL);
+    load = dp_load_new_queues(disk, DEPTH, 0);
+    for (unsigned i = 0; i < 2; i++) {
+        dp_load_run(load, 30);
+        dp_load_send(load);
+        vm_stop(vm);
+        query_all(vm, NULL, layout);
+        vm_cont(vm);
+        resize(vm, load);
+        query_all(vm, load, layout);
+    }
+    assert_serving(vm);
+    dp_load_run(load, 30);
+    dp_load_send(load);
+    dp_disk_reset(disk);
+    dp_load_reset(load);
+    dp_disk_start(disk, DP_F_ALL);
+    dp_load_run(load, 30);
+    dp_load_finish(load);
+    dp_disk_free(disk);
+}
+
+/* covers: M7, ROBC-15: any subset, first queue, last queue, with gaps */
+static void test_fewer(const void *opaque)
+{
+    static const uint64_t masks[] = { 0x1, 0x2, 0x5, 0x8, 0xa, 0x7 };
+    const Layout *layout = opaque;
+
+    for (unsigned i = 0; i < ARRAY_SIZE(masks); i++) {
+        uint64_t mask = masks[i];
+        DpVm *vm;
+        DpDisk *disk;
+
+        if (mask >> layout->num) {
+            continue;
+        }
+        vm = vm_new(layout);
+        run_fewer(vm, layout, mask);
+        qtest_system_reset(vm->qts);
+        run_fewer(vm, layout, mask);
+
+        disk = disk_probe(vm, layout, mask);
+        dp_disk_start(disk, DP_F_ALL);
+        check_unused(disk, layout, mask);
+        unplug(vm);
+        dp_disk_free(disk);
+        dp_vm_quit(vm);
+    }
+}
+
+/* --- reset of one queue ---------------------------------------------- */
+
+/* The queue is off: kicks do nothing, and its old memory stays as it is */
+static void check_queue_off(DpDisk *queue, DpLoad *others)
+{
+    g_autofree uint8_t *got = g_malloc(queue->ring_size);
+    QTestState *qts = queue->vm->qts;
+
+    qtest_memset(qts, queue->ring, 0x99, queue->ring_size);
+    dp_irq(queue);
+    dp_kick_always(queue);
+    dp_load_run(others, 20);
+    resize(queue->vm, others);
+    dp_kick_always(queue);
+    dp_load_run(others, 20);
+    g_assert_false(dp_irq(queue));
+    qtest_bufread(qts, queue->ring, got, queue->ring_size);
+    for (unsigned i = 0; i < queue->ring_size; i++) {
+        g_assert_cmphex(got[i], ==, 0x99);
+    }
+}
+
+static void run_queue_reset(DpDisk *queue, DpLoad *own, DpLoad *others,
+                            unsigned num)
+{
+    dp_load_run(own, 10);
+    dp_load_run(others, 10);
+    dp_load_send(own);
+    dp_load_send(others);
+    dp_queue_reset(queue);
+    dp_load_reset(own);
+    check_queue_off(queue, others);
+
+    guest_free(&queue->vm->alloc, queue->ring);
+    queue->want_num = num;
+    dp_disk_new_ring(queue);
+    dp_queue_restart(queue);
+    dp_load_run(own, 20);
+    dp_load_run(others, 10);
+    assert_serving(queue->vm);
+}
+
+/*
+ * covers: RST-1, RST-3, RST-4, RST-5, RST-6, RST-7, RST-8, RST-11, ROBC-16:
+ * one queue is reset under load and comes back with another ring of another
+ * size; the others go on
+ */
+static void test_queue_reset(const void *opaque)
+{
+    static const unsigned sizes[] = { 16, 128, 64, 1024, RING_NUM };
+    const Layout *layout = opaque;
+    DpVm *vm = vm_new(layout);
+    DpDisk *disk = disk_new(vm, layout);
+
+    for (unsigned i = 0; i < MIN(layout->num, 4); i++) {
+        DpDisk *queue = dp_disk_queue(disk, i);
+        DpLoad *own = dp_load_new(queue, DEPTH, 32768);
+        DpLoad *others;
+
+        queue->unused = true;
+        others = dp_load_new_queues(disk, DEPTH, 0);
+        queue->unused = false;
+        for (unsigned j = 0; j < ARRAY_SIZE(sizes); j++) {
+            run_queue_reset(queue, own, others, sizes[j]);
+        }
+        dp_load_finish(own);
+        dp_load_finish(others);
+    }
+    assert_all_work(disk, layout);
+    dp_disk_free(disk);
+    dp_vm_quit(vm);
+}
+
+/* covers: RST-9, RST-12: queues that were reset stay so until the device is */
+static void test_queue_reset_for_good(const void *opaque)
+{
+    const Layout *layout = opaque;
+    DpVm *vm = vm_new(layout);
+    DpDisk *disk = disk_new(vm, layout);
+
+    for (unsigned i = 0; i < 3; i++) {
+        DpLoad *load;
+
+        for (unsigned j = i % 2; j < layout->num; j += 2) {
+            DpDisk *queue = dp_disk_queue(disk, j);
+
+            run_flush(queue);
+            dp_queue_reset(queue);
+            queue->unused = true;
+        }
+        load = dp_load_new_queues(disk, DEPTH, 0);
+        dp_load_run(load, 20);
+        vm_stop(vm);
+        vm_cont(vm);
+        resize(vm, load);
+        dp_load_finish(load);
+        assert_serving(vm);
+        for (unsigned j = 0; j < layout->num; j++) {
+            dp_disk_queue(disk, j)->unused = false;
+        }
+        dp_disk_start(disk, DP_F_ALL);
+        assert_all_work(disk, layout);
+    }
+    dp_disk_free(disk);
+    dp_vm_quit(vm);
+}
+
+/* --- all queues full ------------------------------------------------- */
+
+typedef struct Full {
+    const Layout *layout;
+    DpVm *vm;
+    DpDisk *disk;
+    DpReq *req[MAX_QUEUES][RING_NUM];
+} Full;
+
+static uint64_t full_sector(unsigned queue, unsigned i)
+{
+    return (queue * RING_NUM + i) * 16;
+}
+
+/* As many requests as descriptors in each queue, all of them held */
+static void fill(Full *f, uint32_t seed)
+{
+    dp_hold(f->disk);
+    for (unsigned i = 0; i < f->layout->num; i++) {
+        DpDisk *queue = dp_disk_queue(f->disk, i);
+
+        for (unsigned j = 0; j < RING_NUM; j++) {
+            DpReq *req = dp_req(queue, VIRTIO_BLK_T_OUT, full_sector(i, j),
+                                512);
+
+            req->framing = DP_INDIRECT;
+            dp_req_fill(queue, req, seed + j);
+            dp_submit(queue, req);
+            f->req[i][j] = req;
+        }
+        dp_kick(queue);
+    }
+    for (unsigned i = 0; i < f->layout->num; i++) {
+        dp_queue_wait_in_flight(dp_disk_queue(f->disk, i), RING_NUM);
+    }
+}
+
+static void free_all(Full *f)
+{
+    for (unsigned i = 0; i < f->layout->num; i++) {
+        for (unsigned j = 0; j < RING_NUM; j++) {
+            dp_req_free(f->disk, f->req[i][j]);
+        }
+    }
+}
+
+/* All of them end well, and other queues read what they wrote */
+static void expect_done(Full *f, uint32_t seed)
+{
+    for (unsigned i = 0; i < f->layout->num; i++) {
+        dp_wait_all(dp_disk_queue(f->disk, i));
+        for (unsigned j = 0; j < RING_NUM; j++) {
+            g_assert_cmpint(f->req[i][j]->status, ==, OK);
+        }
+    }
+    free_all(f);
+    dp_release(f->disk);
+    for (unsigned i = 0; i < f->layout->num; i++) {
+        DpDisk *reader = dp_disk_queue(f->disk, (i + 1) % f->layout->num);
+
+        for (unsigned j = 0; j < RING_NUM; j += 5) {
+            g_assert_cmpint(dp_rw(reader, VIRTIO_BLK_T_IN, full_sector(i, j),
+                                  512, seed + j), ==, OK);
+        }
+    }
+    assert_serving(f->vm);
+}
+
+static void full_release(Full *f)
+{
+    fill(f, 1);
+    dp_release(f->disk);
+    expect_done(f, 1);
+}
+
+static void full_stop(Full *f)
+{
+    fill(f, 2);
+    vm_stop(f->vm);
+    vm_cont(f->vm);
+    expect_done(f, 2);
+}
+
+static void full_resize(Full *f)
+{
+    fill(f, 3);
+    resize(f->vm, NULL);
+    expect_done(f, 3);
+}
+
+/* A drain, and another node below the backend */
+static void full_snapshot(Full *f)
+{
+    g_autofree char *path = dp_tmp("snap.qcow2");
+
+    fill(f, 4);
+    dp_qmp_ok(f->vm, NULL, "{'execute': 'blockdev-snapshot-sync',"
+              " 'arguments': {'node-name': 'n0', 'snapshot-file': %s,"
+              " 'snapshot-node-name': 's0', 'format': 'qcow2'}}", path);
+    expect_done(f, 4);
+}
+
+static void full_reset(Full *f)
+{
+    fill(f, 5);
+    dp_disk_reset(f->disk);
+    free_all(f);
+    dp_release(f->disk);
+    dp_disk_start(f->disk, DP_F_ALL);
+    assert_serving(f->vm);
+    assert_all_work(f->disk, f->layout);
+}
+
+static void full_queue_reset(Full *f)
+{
+    unsigned last = f->layout->num - 1;
+    DpDisk *queue = dp_disk_queue(f->disk, last);
+
+    fill(f, 6);
+    dp_queue_reset(queue);
+    for (unsigned i = 0; i < last; i++) {
+        dp_wait_all(dp_disk_queue(f->disk, i));
+    }
+    free_all(f);
+    dp_release(f->disk);
+    dp_queue_restart(queue);
+    assert_serving(f->vm);
+    assert_all_work(f->disk, f->layout);
+}
+
+static void full_system_reset(Full *f)
+{
+    fill(f, 7);
+    qtest_system_reset(f->vm->qts);
+    dp_disk_reset(f->disk);
+    free_all(f);
+    dp_release(f->disk);
+    dp_disk_free(f->disk);
+    f->disk = disk_new(f->vm, f->layout);
+    assert_serving(f->vm);
+    assert_all_work(f->disk, f->layout);
+}
+
+static void full_unplug(Full *f)
+{
+    fill(f, 8);
+    unplug(f->vm);
+    for (unsigned i = 0; i < f->layout->num; i++) {
+        dp_ring_forget(dp_disk_queue(f->disk, i));
+    }
+    free_all(f);
+}
+
+/*
+ * covers: D1, D2, D5, M6, M8, STAT-10, ROBC-24: what happens to a disk while
+ * each of its queues is full and nothing comes back
+ */
+static void test_full(const void *opaque)
+{
+    static void (*const steps[])(Full *f) = {
+        full_release, full_stop, full_resize, full_reset, full_queue_reset,
+        full_system_reset, full_snapshot, full_stop, full_unplug,
+    };
+    Full f = { .layout = opaque };
+
+    f.vm = vm_new(f.layout);
+    f.disk = disk_new(f.vm, f.layout);
+    for (unsigned i = 0; i < ARRAY_SIZE(steps); i++) {
+        steps[i](&f);
+    }
+    dp_disk_free(f.disk);
+    dp_vm_quit(f.vm);
+}
+
+/* --- notifications --------------------------------------------------- */
+
+/* A request whose interrupt nobody waits for */
+static void run_silently(DpDisk *queue)
+{
+    DpReq *req = dp_req(queue, VIRTIO_BLK_T_FLUSH, 0, 0);
+
+    dp_submit(queue, req);
+    dp_kick(queue);
+    dp_poll_all(queue);
+    g_assert_cmpint(req->status, ==, OK);
+    dp_req_free(queue, req);
+}
+
+static void want_irq(DpDisk *queue, bool on)
+{
+    if (queue->vq->event) {
+        dp_set_event(queue, on ? 0 : RING_NUM / 2, 1);
+    } else {
+        dp_set_irqs(queue, on);
+    }
+}
+
+static void run_suppression(DpDisk *disk, const Layout *layout,
+                            unsigned parity)
+{
+    DpInfo before[MAX_QUEUES], after;
+
+    for (unsigned i = 0; i < layout->num; i++) {
+        DpDisk *queue = dp_disk_queue(disk, i);
+
+        want_irq(queue, i % 2 == parity);
+        dp_irq(queue);
+        dp_queue_info(queue, &before[i]);
+    }
+    for (unsigned i = 0; i < layout->num; i++) {
+        run_silently(dp_disk_queue(disk, i));
+    }
+    /* Sends all that is due */
+    vm_stop(disk->vm);
+    vm_cont(disk->vm);
+    for (unsigned i = 0; i < layout->num; i++) {
+        DpDisk *queue = dp_disk_queue(disk, i);
+        bool on = i % 2 == parity;
+
+        g_assert_cmpint(dp_irq(queue), ==, on);
+        dp_queue_info(queue, &after);
+        g_assert_cmpint(after.sent - before[i].sent, ==, on);
+        g_assert_cmpint(after.suppressed - before[i].suppressed, ==, !on);
+    }
+}
+
+/* covers: SPLIT-30, SPLIT-33, IRQ-1: each queue has a wish of its own */
+static void test_suppression(const void *opaque)
+{
+    static const uint64_t features[] = { DP_F_EVENT, DP_F_PLAIN };
+    const Layout *layout = opaque;
+    DpVm *vm = vm_new(layout);
+    DpDisk *disk = disk_probe(vm, layout, UINT64_MAX);
+
+    for (unsigned i = 0; i < ARRAY_SIZE(features); i++) {
+        dp_disk_start(disk, features[i]);
+        /* The first notification after a start is always sent. */
+        for (unsigned j = 0; j < layout->num; j++) {
+            run_flush(dp_disk_queue(disk, j));
+        }
+        for (unsigned j = 0; j < 6; j++) {
+            run_suppression(disk, layout, j % 2);
+        }
+    }
+    dp_disk_free(disk);
+    dp_vm_quit(vm);
+}
+
+/* covers: IRQ-2, IRQ-7: a queue without a vector is silent, others are not */
+static void test_no_vector(const void *opaque)
+{
+    const Layout *layout = opaque;
+    DpVm *vm = vm_new(layout);
+    DpDisk *disk = disk_new(vm, layout);
+    DpDisk *mute = dp_disk_queue(disk, layout->num - 1);
+
+    disk->vdev->bus->queue_select(disk->vdev, mute->index);
+    qpci_io_writew(disk->pci->pdev, disk->pci->bar,
+                   disk->pci->common_cfg_offset +
+                   offsetof(struct virtio_pci_common_cfg, queue_msix_vector),
+                   VIRTIO_MSI_NO_VECTOR);
+    for (unsigned i = 0; i < layout->num; i++) {
+        DpDisk *queue = dp_disk_queue(disk, i);
+
+        if (queue != mute) {
+            run_flush(queue);
+        }
+    }
+    run_silently(mute);
+    vm_stop(vm);
+    vm_cont(vm);
+    g_assert_false(dp_irq(mute));
+    run_silently(mute);
+    dp_disk_free(disk);
+    dp_vm_quit(vm);
+}
+
+/* --- a broken queue -------------------------------------------------- */
+
+static void break_queue(DpDisk *queue)
+{
+    DpSeg seg[] = {
+        { BEYOND_RAM, 16, 0 }, { BEYOND_RAM, 1, VRING_DESC_F_WRITE }
+    };
+
+    dp_avail(queue, dp_chain(queue, seg, ARRAY_SIZE(seg)));
+    dp_expose(queue);
+    dp_kick_always(queue);
+}
+
+static unsigned used_in_all(DpDisk *disk, const Layout *layout)
+{
+    unsigned n = 0;
+
+    for (unsigned i = 0; i < layout->num; i++) {
+        n += dp_count_used(dp_disk_queue(disk, i));
+    }
+    return n;
+}
+
+/*
+ * covers: STAT-6, STAT-7, STAT-9, ROBS-8, ROBC-20: a mistake in one queue
+ * stops the device, all of it; a reset cures all of it
+ */
+static void test_broken(const void *opaque)
+{
+    const Layout *layout = opaque;
+    DpVm *vm = vm_new(layout);
+    DpDisk *disk = disk_new(vm, layout);
+
+    for (unsigned i = 0; i < MIN(layout->num, 4); i++) {
+        DpLoad *load = dp_load_new_queues(disk, DEPTH, 0);
+        unsigned used;
+
+        dp_load_run(load, 20);
+        dp_load_send(load);
+        break_queue(dp_disk_queue(disk, i));
+        dp_assert_broken(disk);
+        vm_stop(vm);
+        used = used_in_all(disk, layout);
+        vm_cont(vm);
+        for (unsigned j = 0; j < layout->num; j++) {
+            dp_kick_always(dp_disk_queue(disk, j));
+        }
+        vm_stop(vm);
+        vm_cont(vm);
+        g_assert_cmphex(dp_status(disk) & VIRTIO_CONFIG_S_NEEDS_RESET, !=, 0);
+        g_assert_cmpuint(used_in_all(disk, layout), ==, used);
+
+        dp_disk_reset(disk);
+        dp_load_reset(load);
+        dp_disk_start(disk, DP_F_ALL);
+        assert_serving(vm);
+        dp_load_run(load, 20);
+        dp_load_finish(load);
+        assert_all_work(disk, layout);
+    }
+    dp_disk_free(disk);
+    dp_vm_quit(vm);
+}
+
+/* --- mappings that cannot be ----------------------------------------- */
+
+static const struct {
+    const char *json;
+    const char *error;
+} bad_mappings[] = {
+    { "'iothread': 'io0', " ROUND_ROBIN,
+      "iothread and iothread-vq-mapping properties cannot be set at the same "
+      "time" },
+    { "'iothread': 'io0', 'x-data-plane': 'off', " ROUND_ROBIN,
+      "iothread and iothread-vq-mapping properties cannot be set at the same "
+      "time" },
+    { "'iothread-vq-mapping': [{'iothread': 'io7'}]",
+      "IOThread \"io7\" object does not exist" },
+    { "'iothread-vq-mapping': [{'iothread': 'io0'}, {'iothread': 'io0'}]",
+      "duplicate IOThread name \"io0\" in iothread-vq-mapping" },
+    { "'iothread-vq-mapping': [{'iothread': 'io0', 'vqs': [0, 1, 2]},"
+      " {'iothread': 'io1', 'vqs': [2, 3]}]",
+      "cannot assign vq 2 to IOThread \"io1\" because it is already assigned" },
+    { "'iothread-vq-mapping': [{'iothread': 'io0', 'vqs': [0, 1]},"
+      " {'iothread': 'io1', 'vqs': [3]}]",
+      "missing vq 2 IOThread assignment in iothread-vq-mapping" },
+    { "'iothread-vq-mapping': [{'iothread': 'io0', 'vqs': [0, 1, 2, 3, 4]}]",
+      "vq index 4 for IOThread \"io0\" must be less than num_queues 4 in "
+      "iothread-vq-mapping" },
+    { "'iothread-vq-mapping': [{'iothread': 'io0', 'vqs': [0, 1, 2, 3]},"
+      " {'iothread': 'io1'}]",
+      "either all items in iothread-vq-mapping must have vqs or none of them "
+      "must have it" },
+    { "'ioeventfd': false, " ROUND_ROBIN,
+      "ioeventfd is required for iothread" },
+};
+
+/* covers: D10: exact messages, and nothing stays behind */
+static void test_bad_mappings(void)
+{
+    static const Layout good = { "good", 4, ROUND_ROBIN, "01" };
+    DpVm *vm = dp_vm_start("-blockdev null-co,node-name=n0,size=%d,"
+                           "read-zeroes=on", IMAGE_SIZE);
+    DpDisk *disk;
+
+    for (unsigned i = 0; i < ARRAY_SIZE(bad_mappings); i++) {
+        g_autofree char *cmd = g_strdup_printf(
+            "{'execute': 'device_add', 'arguments': {"
+            " 'driver': 'virtio-blk-pci', 'id': 'd0', 'drive': 'n0',"
+            " 'addr': '%d', 'num-queues': 4, %s}}", DP_SLOT,
+            bad_mappings[i].json);
+        QDict *rsp = dp_qmp(vm, NULL, "%p",
+                            qobject_from_json(cmd, &error_abort));
+
+        g_assert_true(qdict_haskey(rsp, "error"));
+        g_assert_cmpstr(qdict_get_str(qdict_get_qdict(rsp, "error"), "desc"),
+                        ==, bad_mappings[i].error);
+        qobject_unref(rsp);
+    }
+    device_add(vm, &good);
+    disk = disk_new(vm, &good);
+    assert_serving(vm);
+    for (unsigned i = 0; i < good.num; i++) {
+        run_flush(dp_disk_queue(disk, i));
+    }
+    dp_disk_free(disk);
+    dp_vm_quit(vm);
+}
+
+/* --- */
+
+static const struct {
+    const char *name;
+    void (*fn)(const void *layout);
+    unsigned min, max;      /* number of queues that it is for */
+} tests[] = {
+    { "offer", test_offer, 1, 64 },
+    { "load", test_load, 1, 64 },
+    { "counters", test_counters, 1, 64 },
+    { "fewer", test_fewer, 2, 4 },
+    { "queue-reset", test_queue_reset, 2, 4 },
+    { "queue-reset-for-good", test_queue_reset_for_good, 2, 8 },
+    { "full", test_full, 1, 8 },
+    { "suppression", test_suppression, 2, 8 },
+    { "no-vector", test_no_vector, 2, 8 },
+    { "broken", test_broken, 2, 64 },
+};
+
+static void add_tests(const Layout *layout)
+{
+    for (unsigned i = 0; i < ARRAY_SIZE(tests); i++) {
+        g_autofree char *path =
+            g_strdup_printf("/virtio-blk-dataplane/queues/%s/%s",
+                            tests[i].name, layout->name);
+
+        if (layout->num >= tests[i].min && layout->num <= tests[i].max) {
+            qtest_add_data_func(path, layout, tests[i].fn);
+        }
+    }
+}
+
+int main(int argc, char **argv)
+{
+    g_test_init(&argc, &argv, NULL);
+    for (unsigned i = 0; i < ARRAY_SIZE(layouts); i++) {
+        add_tests(&layouts[i]);
+    }
+    qtest_add_func("/virtio-blk-dataplane/queues/bad-mappings",
+                   test_bad_mappings);
+    return g_test_run();
+}
