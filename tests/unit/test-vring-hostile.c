@@ -1500,6 +1500,65 @@ static void test_packed_racing_writer(void)
     test_queue_cleanup(&q);
 }
 
+/*
+ * The first descriptor goes back and forth between the beginning of a list of
+ * two and a writable one that is not available.
+ */
+static const TestDesc lap_race[] = {
+    { DATA_BASE, 16, NEXT | AVAIL, 5 },
+    { DATA_BASE, 16, WRITE | USED, 5 },
+    { DATA_BASE + 64, 64, WRITE | AVAIL, 6 },
+};
+
+static void *lap_race_writer(void *opaque)
+{
+    Racer *racer = opaque;
+    TestDriver *drv = &racer->q->drv;
+    uint64_t word[4];
+
+    driver_set_table(drv, (uint8_t *)word, lap_race, 2);
+    for (unsigned n = 0; !qatomic_read(&racer->stop); n++) {
+        qatomic_set((uint64_t *)drv->desc + 1, word[n % 2 * 2 + 1]);
+    }
+    return NULL;
+}
+
+/* covers: ROBP-13, G10: what said "available" is what says all the rest */
+static void test_packed_racing_lap(void)
+{
+    const TestMode mode = { .packed = true };
+    VringConfig config = test_config(&mode, QUEUE_SIZE);
+    unsigned served = 0;
+    VirtQueueElement elem;
+    pthread_t thread;
+    TestQueue q;
+    Racer racer = { .q = &q };
+
+    test_queue_init(&q, &config);
+    driver_set_desc(&q.drv, 0, &lap_race[0]);
+    driver_set_desc(&q.drv, 1, &lap_race[2]);
+    g_assert(!pthread_create(&thread, NULL, lap_race_writer, &racer));
+    for (unsigned i = 0; i < RACE_ROUNDS; i++) {
+        int ret = vring_pop(&q.vring, &elem, &q.buf);
+
+        g_assert_cmpint(ret, >=, 0);
+        if (ret) {
+            g_assert_cmpuint(elem.ndescs, ==, 2);
+            g_assert_cmpuint(elem.index, ==, 6);
+            g_assert_cmpuint(elem.out_num, ==, 1);
+            g_assert_cmpuint(elem.in_num, ==, 1);
+            vring_detach(&q.vring, &elem, &q.buf);
+            served++;
+            vring_close(&q.vring);
+            vring_open(&q.vring, &config, q.mem, &error_abort);
+        }
+    }
+    qatomic_set(&racer.stop, true);
+    pthread_join(thread, NULL);
+    g_test_message("%u served", served);
+    test_queue_cleanup(&q);
+}
+
 static void add_function_tests(void)
 {
     g_test_add_func("/vring/hostile/loop/of-any-size", test_long_loop);
@@ -1540,6 +1599,8 @@ static void add_packed_tests(void)
     g_test_add_func("/vring/hostile/packed/scribbles", test_packed_scribbles);
     g_test_add_func("/vring/hostile/packed/racing-writer",
                     test_packed_racing_writer);
+    g_test_add_func("/vring/hostile/packed/racing-lap",
+                    test_packed_racing_lap);
 }
 
 int main(int argc, char **argv)
