@@ -748,6 +748,7 @@ typedef struct CaseData {
     const DpMode *mode;
 } CaseData;
 
+/* covers: STAT-6, STAT-7, STAT-8, STAT-9: besides the ids of the case */
 static void test_case(const void *opaque)
 {
     const CaseData *data = opaque;
@@ -755,7 +756,7 @@ static void test_case(const void *opaque)
     DpVm *vm = dp_vm_file(data->mode, IMAGE_SIZE, "");
     Hostile h = { .qts = vm->qts };
 
-    g_test_message("covers: %s, STAT-6, STAT-7, STAT-8, STAT-9", c->ids);
+    g_test_message("covers: %s", c->ids);
     h.disk = dp_disk_new(vm, DP_F_ALL);
     h.req = sentinel(h.disk);
     dp_disk_start(h.disk, c->features ?: DP_F_ALL);

@@ -78,7 +78,7 @@ static void test_states(const void *opaque)
     dp_vm_quit(vm);
 }
 
-/* covers: x-data-plane=off and a device without an IOThread have no plane */
+/* x-data-plane=off and a device without an IOThread have no plane */
 static void test_no_plane(const void *opaque)
 {
     const DpMode *mode = opaque;

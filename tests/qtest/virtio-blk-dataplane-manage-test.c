@@ -205,7 +205,7 @@ static void test_mirror(const void *opaque)
     dp_qmp_ok(g->vm, g->load, "{'execute': 'blockdev-del',"
               " 'arguments': {'node-name': 'n0'}}");
 
-    /* covers: the blocker moves along with the backend */
+    /* The blocker moves along with the backend */
     dp_load_run(g->load, DEPTH);
     dp_qmp_ok(g->vm, g->load, "{'execute': 'blockdev-add', 'arguments': {"
               " 'driver': 'null-co', 'node-name': 'source',"
@@ -349,7 +349,7 @@ static void test_reopen(const void *opaque)
 
 /* --- what stock refuses, and what the plane does ---------------------- */
 
-/* covers: eject and change of a medium that is not removable: stock's errors */
+/* Eject and change of a medium that is not removable: stock's errors */
 static void test_refused(const void *opaque)
 {
     static const char *const id = "/machine/peripheral/d0/virtio-backend";
