@@ -603,8 +603,13 @@ AioContext *virtio_blk_data_plane_context(VirtIOBlockDataPlane *dp, unsigned n)
 
 void virtio_blk_data_plane_queue_reset(VirtIOBlockDataPlane *dp, unsigned n)
 {
-    DataPlaneQueue *q = &dp->queues[n];
+    DataPlaneQueue *q;
 
+    if (n >= dp->num_queues) {
+        /* The transport lets a driver select queues that are not there. */
+        return;
+    }
+    q = &dp->queues[n];
     trace_virtio_blk_data_plane_queue_reset(dp->s, n);
     if (dp->state == VIRTIO_BLK_DATA_PLANE_STATE_STARTED) {
         AioContext *ctx = q->ctx;
