@@ -66,6 +66,7 @@ def check_image(path: str) -> None:
         raise TestFailed(f"e2fsck on the host: {done.stdout}")
 
 
+# covers: M9, D11
 def migrate_and_back(session: Session, here: bool, there: bool) -> None:
     """Under verified load, from one path to the other and back."""
     image = session.env.image("load.img", DISK_SIZE)
@@ -85,6 +86,7 @@ def migrate_and_back(session: Session, here: bool, there: bool) -> None:
     check_image(image)
 
 
+# covers: M9
 def cancel(session: Session) -> None:
     """Every way to fail leaves the source at work; then one succeeds."""
     image = session.env.image("load.img", DISK_SIZE)
@@ -171,6 +173,7 @@ def resume(machine: Machine, command: str) -> None:
     machine.check_path("parked")
 
 
+# covers: M9
 def parked_requests(session: Session, here: bool, there: bool) -> None:
     """What werror=stop and rerror=stop parked travels and completes there."""
     image = parked_image(session)
@@ -190,6 +193,7 @@ def parked_requests(session: Session, here: bool, there: bool) -> None:
     third.end()
 
 
+# covers: M9
 def parked_cancel(session: Session) -> None:
     """Parked requests complete at the source when the move was cancelled."""
     image = parked_image(session)

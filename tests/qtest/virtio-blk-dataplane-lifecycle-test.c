@@ -141,8 +141,8 @@ static void test_early_kick(const void *opaque)
 /* --- reset ----------------------------------------------------------- */
 
 /*
- * covers: M8, STAT-9, STAT-13, ROBC-15, ROBC-24, PCI-20, IRQ-11: resets under
- * load, and each time another ring, other features, another queue size
+ * covers: M8, STAT-9, STAT-13, ROBC-15, ROBC-24: resets under load, and each
+ * time another ring, other features, another queue size
  */
 static void test_reset_loop(const void *opaque)
 {
@@ -237,8 +237,9 @@ static void test_reset_in_flight(const void *opaque)
 }
 
 /*
- * covers: SPLIT-2, ROBS-7 (as far as it bounds what is in flight): the largest
- * queue, full of requests in flight; finished once, and once reset
+ * covers: SPLIT-2, ROBS-7 (as far as it bounds what is in flight), U6: the
+ * largest queue, full of requests in flight, all of which are counted; finished
+ * once, and once reset
  */
 #define MANY 1024
 
@@ -641,8 +642,8 @@ static void test_throttle(const void *opaque)
 /* --- resize ---------------------------------------------------------- */
 
 /*
- * covers: M5, CFG-3, CFG-5, BLKC-3, BLKC-21, BLKC-22, BLKC-23, IRQ-3, IRQ-14:
- * the driver hears of a new size, under load and while paused
+ * covers: M5, CFG-5, BLKC-3, BLKC-21, BLKC-22, BLKC-23, IRQ-3: the driver hears
+ * of a new size, under load and while paused
  */
 static void test_resize(const void *opaque)
 {

@@ -377,8 +377,8 @@ static DpVm *vm_flush_fails(const DpMode *mode)
 }
 
 /*
- * covers: BLKC-13, BLKC-14, WCE-1, WCE-2, WCE-6, WCE-10, WCE-11, ROBB-29,
- * BLKR-11: a disk whose flush fails shows when a write is made stable
+ * covers: BLKC-14, WCE-1, WCE-2, WCE-6, WCE-10, WCE-11, ROBB-29, BLKR-11: a
+ * disk whose flush fails shows when a write is made stable
  */
 static void test_write_cache(const void *opaque)
 {
@@ -679,7 +679,7 @@ static const TypeCase unknown_types[] = {
     { "ZONE-14", VIRTIO_BLK_T_ZONE_RESET_ALL, 0 },
 };
 
-/* covers: BLKR-15, BLKR-16, ZONE-1, ZONE-14, G2, LIFE-2 */
+/* covers: BLKR-15, BLKR-16, ZONE-1, ZONE-14, G2 */
 static void test_unknown(const void *opaque)
 {
     const DpMode *mode = opaque;
@@ -792,8 +792,8 @@ static void test_scsi_modern(const void *opaque)
 }
 
 /*
- * covers: LEG-1, LEG-4, LEG-9, LEG-12, LEG-15, LEG-20, LEG-26, LEG-27, LEG-28,
- * IRQ-15, IRQ-17: all framings through the legacy interface, and INTx
+ * covers: LEG-1, LEG-4, LEG-9, LEG-20, LEG-26, LEG-27, LEG-28, IRQ-15, IRQ-17:
+ * all framings through the legacy interface, and INTx
  */
 static void test_legacy(const void *opaque)
 {

@@ -43,7 +43,7 @@ typedef struct StressCase {
 
 /*
  * covers: SPLIT-6, SPLIT-14, SPLIT-15, SPLIT-38, SPLIT-39, SPLIT-41,
- * SPLIT-43, SPLIT-44: small rings sleep often, large ones seldom
+ * SPLIT-43, SPLIT-44, PLAT-8: small rings sleep often, large ones seldom
  */
 static const StressCase stress_cases[] = {
     { "/vring/stress/flags/1", .num = 1, .rounds = 4000 },
