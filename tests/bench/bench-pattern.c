@@ -29,23 +29,13 @@ void bench_pattern_free(BenchPattern *pattern)
     }
 }
 
-/* Word @i of a block: different for each block, generation and place */
-static uint64_t word(uint64_t block, uint32_t generation, unsigned i)
-{
-    uint64_t x = (block << 32 ^ generation) + i * 0x9e3779b97f4a7c15ull;
-
-    x ^= x >> 32;
-    x *= 0xd6e8feb86659fd93ull;
-    return x ^ x >> 32;
-}
-
 void bench_pattern_fill(BenchPattern *pattern, uint64_t block, void *data)
 {
     uint32_t generation = ++pattern->generation[block];
     uint64_t *words = data;
 
     for (unsigned i = 0; i < pattern->block_size / 8; i++) {
-        words[i] = word(block, generation, i);
+        words[i] = bench_pattern_word(block, generation, i);
     }
 }
 
@@ -56,13 +46,14 @@ bool bench_pattern_check(const BenchPattern *pattern, uint64_t block,
     const uint64_t *words = data;
 
     for (unsigned i = 0; i < pattern->block_size / 8; i++) {
-        if (words[i] != word(block, generation, i)) {
+        uint64_t want = bench_pattern_word(block, generation, i);
+
+        if (words[i] != want) {
             g_set_error(errp, BENCH_ERROR, 0, "wrong data: block %"
                         G_GUINT64_FORMAT " of %u bytes, byte %u, generation %u:"
                         " read 0x%016" G_GINT64_MODIFIER "x, written 0x%016"
                         G_GINT64_MODIFIER "x", block, pattern->block_size,
-                        i * 8, generation, words[i],
-                        word(block, generation, i));
+                        i * 8, generation, words[i], want);
             return false;
         }
     }

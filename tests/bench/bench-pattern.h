@@ -25,6 +25,20 @@ typedef struct BenchPattern {
 } BenchPattern;
 
 /**
+ * bench_pattern_word: word @i of a block's data, different for each block,
+ *                     generation and place
+ */
+static inline uint64_t bench_pattern_word(uint64_t block, uint32_t generation,
+                                          unsigned i)
+{
+    uint64_t x = (block << 32 ^ generation) + i * 0x9e3779b97f4a7c15ull;
+
+    x ^= x >> 32;
+    x *= 0xd6e8feb86659fd93ull;
+    return x ^ x >> 32;
+}
+
+/**
  * bench_pattern_new: nothing is known of any block
  */
 BenchPattern *bench_pattern_new(uint64_t blocks, unsigned block_size);

@@ -12,8 +12,7 @@
 #define CONFIG_ADDRESS      0xcf8
 #define CONFIG_DATA         0xcfc
 
-/* Where the BARs are put: above RAM, below the PC's own devices */
-#define BAR_BASE            0xe0000000u
+/* How far the BARs of a device are apart */
 #define BAR_STEP            0x01000000u
 #define NUM_BARS            6
 
@@ -31,8 +30,7 @@
 #define MSIX_ENABLE         0x8000
 
 #define VIRTIO_VENDOR       0x1af4
-#define BLK_MODERN          0x1042
-#define BLK_TRANSITIONAL    0x1001
+#define MODERN              0x1040  /* plus the type of device */
 
 /* Types of virtio structures (4.1.4) */
 #define CAP_COMMON          1
@@ -88,18 +86,22 @@ static uint8_t config_read8(BenchPci *pci, unsigned offset)
 
 /* Finding and opening the device */
 
+/* PCI IDs of virtio devices (4.1.2): those of old devices have no rule */
+static bool is_wanted(const BenchPci *pci, uint32_t id)
+{
+    return (id & 0xffff) == VIRTIO_VENDOR &&
+           (id >> 16 == MODERN + pci->kind->type ||
+            id >> 16 == pci->kind->transitional_id);
+}
+
 static bool find_device(BenchPci *pci, GError **errp)
 {
     unsigned found = 0;
     unsigned devfn = 0;
 
     for (unsigned slot = 0; slot < 32; slot++) {
-        uint32_t id;
-
         pci->devfn = slot << 3;
-        id = config_read(pci, PCI_ID);
-        if (id == (BLK_MODERN << 16 | VIRTIO_VENDOR) ||
-            id == (BLK_TRANSITIONAL << 16 | VIRTIO_VENDOR)) {
+        if (is_wanted(pci, config_read(pci, PCI_ID))) {
             devfn = pci->devfn;
             found++;
         }
@@ -109,16 +111,16 @@ static bool find_device(BenchPci *pci, GError **errp)
         return false;
     }
     if (found != 1) {
-        g_set_error(errp, BENCH_ERROR, 0, "QEMU has %u virtio-blk-pci devices "
-                    "on its bus: give it one", found);
+        g_set_error(errp, BENCH_ERROR, 0, "QEMU has %u %s devices on its bus: "
+                    "give it one", found, pci->kind->name);
         return false;
     }
     return true;
 }
 
-static uint64_t bar_address(unsigned bar)
+static uint64_t bar_address(const BenchPci *pci, unsigned bar)
 {
-    return BAR_BASE + bar * BAR_STEP;
+    return pci->kind->window + bar * BAR_STEP;
 }
 
 static void map_bars(BenchPci *pci)
@@ -130,7 +132,7 @@ static void map_bars(BenchPci *pci)
         if (kind & PCI_BAR_IO) {
             continue;
         }
-        config_write(pci, offset, bar_address(bar));
+        config_write(pci, offset, bar_address(pci, bar));
         if (kind & PCI_BAR_64BIT) {
             bar++;
             config_write(pci, offset + 4, 0);
@@ -141,7 +143,7 @@ static void map_bars(BenchPci *pci)
 
 static void take_vendor_cap(BenchPci *pci, unsigned cap)
 {
-    uint64_t addr = bar_address(config_read8(pci, cap + 4)) +
+    uint64_t addr = bar_address(pci, config_read8(pci, cap + 4)) +
                     config_read(pci, cap + 8);
 
     switch (config_read8(pci, cap + 3)) {
@@ -163,7 +165,7 @@ static void take_msix_cap(BenchPci *pci, unsigned cap)
     uint32_t table = config_read(pci, cap + 4);
 
     pci->msix_cap = cap;
-    pci->msix_table = bar_address(table & 7) + (table & ~7u);
+    pci->msix_table = bar_address(pci, table & 7) + (table & ~7u);
 }
 
 static void walk_capabilities(BenchPci *pci)
@@ -183,9 +185,17 @@ static void walk_capabilities(BenchPci *pci)
     }
 }
 
-bool bench_pci_init(BenchPci *pci, BenchQtest *qt, GError **errp)
+const BenchPciKind bench_pci_blk = {
+    .name = "virtio-blk-pci",
+    .type = 2,
+    .transitional_id = 0x1001,
+    .window = 0xe0000000u,
+};
+
+bool bench_pci_init(BenchPci *pci, const BenchPciKind *kind, BenchQtest *qt,
+                    GError **errp)
 {
-    *pci = (BenchPci) { .qt = qt };
+    *pci = (BenchPci) { .qt = qt, .kind = kind };
 
     if (!find_device(pci, errp)) {
         return false;
@@ -196,9 +206,9 @@ bool bench_pci_init(BenchPci *pci, BenchQtest *qt, GError **errp)
         return false;
     }
     if (!pci->common || !pci->notify || !pci->config || !pci->msix_cap) {
-        g_set_error(errp, BENCH_ERROR, 0, "the disk is not a modern "
-                    "virtio-blk-pci device with MSI-X: leave its properties "
-                    "disable-modern and vectors alone");
+        g_set_error(errp, BENCH_ERROR, 0, "the device is not a modern "
+                    "%s with MSI-X: leave its properties disable-modern and "
+                    "vectors alone", kind->name);
         return false;
     }
     return true;
@@ -269,14 +279,15 @@ uint64_t bench_pci_config64(BenchPci *pci, unsigned offset)
            (uint32_t)bench_qtest_read(pci->qt, "readl", pci->config + offset);
 }
 
-void bench_pci_enable_msix(BenchPci *pci, unsigned n, uint64_t addr)
+void bench_pci_enable_msix(BenchPci *pci, unsigned n, uint64_t addr,
+                           unsigned step)
 {
-    for (unsigned i = 0; i < n; i++) {
+    for (unsigned i = 0; i < n; i++, addr += step) {
         uint64_t entry = pci->msix_table + i * 16;
 
-        bench_qtest_write(pci->qt, "writel", entry, addr);
+        bench_qtest_write(pci->qt, "writel", entry, addr & UINT32_MAX);
         bench_qtest_write(pci->qt, "writel", entry + 4, addr >> 32);
-        bench_qtest_write(pci->qt, "writel", entry + 8, i);
+        bench_qtest_write(pci->qt, "writel", entry + 8, i + 1);
         bench_qtest_write(pci->qt, "writel", entry + 12, 0);
     }
     config_write(pci, pci->msix_cap, config_read(pci, pci->msix_cap) |
@@ -310,12 +321,22 @@ void bench_pci_driver_ok(BenchPci *pci)
                       STATUS_DRIVER_OK);
 }
 
-void bench_pci_notify(BenchPci *pci, unsigned queue)
+uint8_t bench_pci_status(BenchPci *pci)
+{
+    return bench_qtest_read(pci->qt, "readb", pci->common + DEVICE_STATUS);
+}
+
+uint64_t bench_pci_notify_address(BenchPci *pci, unsigned queue)
 {
     uint64_t off;
 
     select_queue(pci, queue);
     off = bench_qtest_read(pci->qt, "readw", pci->common + QUEUE_NOTIFY_OFF);
-    bench_qtest_write(pci->qt, "writew",
-                      pci->notify + off * pci->notify_multiplier, queue);
+    return pci->notify + off * pci->notify_multiplier;
+}
+
+void bench_pci_notify(BenchPci *pci, unsigned queue)
+{
+    bench_qtest_write(pci->qt, "writew", bench_pci_notify_address(pci, queue),
+                      queue);
 }

@@ -2,7 +2,7 @@
  * A virtio-pci device behind the qtest socket
  *
  * Knows PCI configuration space and VIRTIO over PCI (VIRTIO 1.3, 4.1), of
- * which it uses the modern interface only.  Does not know block devices,
+ * which it uses the modern interface only.  Does not know what a device does,
  * eventfds or rings.
  *
  * What goes wrong shows in bench_qtest_failed().
@@ -18,8 +18,19 @@
 #include "bench-device.h"
 #include "bench-qtest.h"
 
+/* Which device is meant, and where its registers shall be */
+typedef struct BenchPciKind {
+    const char *name;
+    uint16_t type;              /* of virtio device (5) */
+    uint16_t transitional_id;   /* PCI device ID, 0: has none */
+    uint64_t window;            /* above RAM, below the PC's own devices */
+} BenchPciKind;
+
+extern const BenchPciKind bench_pci_blk;
+
 typedef struct BenchPci {
     BenchQtest *qt;
+    const BenchPciKind *kind;
     unsigned devfn;
     uint64_t common;            /* addresses of the structures (4.1.4) */
     uint64_t notify;
@@ -30,12 +41,13 @@ typedef struct BenchPci {
 } BenchPci;
 
 /**
- * bench_pci_init: find the one virtio-blk device and make it accessible
+ * bench_pci_init: find the one device of a kind and make it accessible
  *
  * Returns: false with @errp set if there is none, or more than one, or it is
  *          not a modern one with MSI-X
  */
-bool bench_pci_init(BenchPci *pci, BenchQtest *qt, GError **errp);
+bool bench_pci_init(BenchPci *pci, const BenchPciKind *kind, BenchQtest *qt,
+                    GError **errp);
 
 /**
  * bench_pci_reset: reset the device and say that a driver is there (3.1.1)
@@ -55,9 +67,10 @@ unsigned bench_pci_queue_size(BenchPci *pci, unsigned queue);
 uint64_t bench_pci_config64(BenchPci *pci, unsigned offset);
 
 /**
- * bench_pci_enable_msix: let each of @n vectors write to @addr
+ * bench_pci_enable_msix: let vector i, of @n, write i + 1 to @addr + i * @step
  */
-void bench_pci_enable_msix(BenchPci *pci, unsigned n, uint64_t addr);
+void bench_pci_enable_msix(BenchPci *pci, unsigned n, uint64_t addr,
+                           unsigned step);
 
 /**
  * bench_pci_enable_queue: hand a queue over
@@ -70,6 +83,16 @@ void bench_pci_enable_queue(BenchPci *pci, unsigned queue,
  * bench_pci_driver_ok: the device may begin
  */
 void bench_pci_driver_ok(BenchPci *pci);
+
+/**
+ * bench_pci_status: the device status (2.1)
+ */
+uint8_t bench_pci_status(BenchPci *pci);
+
+/**
+ * bench_pci_notify_address: where available buffer notifications go
+ */
+uint64_t bench_pci_notify_address(BenchPci *pci, unsigned queue);
 
 /**
  * bench_pci_notify: an available buffer notification

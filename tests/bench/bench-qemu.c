@@ -205,7 +205,7 @@ static bool qemu_start(BenchDevice *dev, GError **errp)
     BenchQemu *q = (BenchQemu *)dev;
 
     bench_pci_enable_msix(&q->pci, dev->num_queues,
-                          bench_memory_alloc(dev->mem, 64, 64));
+                          bench_memory_alloc(dev->mem, 64, 64), 0);
     for (unsigned i = 0; i < dev->num_queues; i++) {
         bench_pci_enable_queue(&q->pci, i, &dev->queues[i]);
     }
@@ -254,7 +254,7 @@ static bool set_up_device(BenchQemu *q, const BenchWish *wish, GError **errp)
     uint64_t offered;
     unsigned size;
 
-    if (!bench_pci_init(&q->pci, q->qt, errp)) {
+    if (!bench_pci_init(&q->pci, &bench_pci_blk, q->qt, errp)) {
         return false;
     }
     offered = bench_pci_reset(&q->pci);

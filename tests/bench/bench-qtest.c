@@ -11,6 +11,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <poll.h>
 #include <signal.h>
 #include <string.h>
 #include <sys/mman.h>
@@ -227,16 +228,17 @@ void bench_qtest_end(BenchQtest *qt)
 
 /* qtest */
 
-/* Sends a command; returns what comes after "OK", NULL if that does not come */
-static char *transact(BenchQtest *qt, const char *command)
+static void send_command(BenchQtest *qt, const char *command)
+{
+    fprintf(qt->qtest_out, "%s\n", command);
+    fflush(qt->qtest_out);
+}
+
+/* Returns what comes after "OK", NULL if that does not come */
+static char *take_answer(BenchQtest *qt, const char *command)
 {
     char line[256];
 
-    if (qt->error) {
-        return NULL;
-    }
-    fprintf(qt->qtest_out, "%s\n", command);
-    fflush(qt->qtest_out);
     do {
         if (!fgets(line, sizeof(line), qt->qtest_in)) {
             set_error(qt, "QEMU does not answer on its qtest socket");
@@ -255,12 +257,80 @@ static char *transact(BenchQtest *qt, const char *command)
     return g_strdup(g_strstrip(line + 2));
 }
 
+/* What bench_qtest_try_write() did not wait for comes first */
+static void take_late_answer(BenchQtest *qt)
+{
+    if (qt->late) {
+        g_autofree char *answer = take_answer(qt, "a write");
+
+        qt->late = false;
+    }
+}
+
+/* Sends a command and returns its answer */
+static char *transact(BenchQtest *qt, const char *command)
+{
+    take_late_answer(qt);
+    if (qt->error) {
+        return NULL;
+    }
+    send_command(qt, command);
+    return take_answer(qt, command);
+}
+
+static char *write_command(const char *command, uint64_t addr, uint64_t value)
+{
+    return g_strdup_printf("%s 0x%" G_GINT64_MODIFIER "x 0x%"
+                           G_GINT64_MODIFIER "x", command, addr, value);
+}
+
+/* Is there something to be read within @ms? */
+static bool wait_answer(BenchQtest *qt, unsigned ms)
+{
+    struct pollfd fd = { .fd = fileno(qt->qtest_in), .events = POLLIN };
+
+    return poll(&fd, 1, ms) > 0;
+}
+
+bool bench_qtest_try_write(BenchQtest *qt, const char *command, uint64_t addr,
+                           uint64_t value, unsigned ms)
+{
+    g_autofree char *text = write_command(command, addr, value);
+
+    take_late_answer(qt);
+    if (qt->error) {
+        return false;
+    }
+    send_command(qt, text);
+    qt->late = true;
+    if (!wait_answer(qt, ms)) {
+        return false;
+    }
+    take_late_answer(qt);
+    return true;
+}
+
+bool bench_qtest_clock_step(BenchQtest *qt, uint64_t ns)
+{
+    g_autofree char *text = g_strdup_printf("clock_step %" G_GUINT64_FORMAT,
+                                            ns);
+
+    if (qt->late && !wait_answer(qt, 0)) {
+        return false;
+    }
+    take_late_answer(qt);
+    if (qt->error) {
+        return false;
+    }
+    send_command(qt, text);
+    qt->late = true;
+    return true;
+}
+
 void bench_qtest_write(BenchQtest *qt, const char *command, uint64_t addr,
                        uint64_t value)
 {
-    g_autofree char *text = g_strdup_printf("%s 0x%" G_GINT64_MODIFIER "x "
-                                            "0x%" G_GINT64_MODIFIER "x",
-                                            command, addr, value);
+    g_autofree char *text = write_command(command, addr, value);
     g_autofree char *answer = transact(qt, text);
 }
 

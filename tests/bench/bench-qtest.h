@@ -21,6 +21,7 @@ typedef struct BenchQtest {
     FILE *qtest_out;
     FILE *qmp_in;
     FILE *qmp_out;
+    bool late;                  /* an answer is still to come, see try_write */
     char *error;                /* the first that happened, see failed() */
 } BenchQtest;
 
@@ -54,6 +55,25 @@ bool bench_qtest_alive(BenchQtest *qt, GError **errp);
  */
 void bench_qtest_write(BenchQtest *qt, const char *command, uint64_t addr,
                        uint64_t value);
+
+/**
+ * bench_qtest_try_write: the same without waiting for QEMU for ever
+ * @ms: how long at most
+ *
+ * Returns: false if QEMU has not done it by then; it may yet do it, and the
+ *          next access waits for that
+ */
+bool bench_qtest_try_write(BenchQtest *qt, const char *command, uint64_t addr,
+                           uint64_t value, unsigned ms);
+
+/**
+ * bench_qtest_clock_step: let time go on in the guest
+ *
+ * Throttle groups, too, look at that clock where there is a qtest accelerator.
+ *
+ * Returns: false, with nothing done, if QEMU is busy with something else
+ */
+bool bench_qtest_clock_step(BenchQtest *qt, uint64_t ns);
 
 /**
  * bench_qtest_read: likewise, "inl", "readb", "readw", "readl", "readq"

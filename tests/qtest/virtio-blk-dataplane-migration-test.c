@@ -910,6 +910,6 @@ int main(int argc, char **argv)
     qtest_add_data_func("/virtio-blk-dataplane/migration/parked/return",
                         &dp_mode_iothread, test_parked_return);
     dp_add_modes("/virtio-blk-dataplane/migration/snapshot/rewind",
-                 test_snapshot_rewind, true);
+                 test_snapshot_rewind, true, DP_ANY_RING);
     return g_test_run();
 }

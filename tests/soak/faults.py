@@ -1,0 +1,142 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+# Copyright (c) 2026 the virtio-blk data plane authors
+"""
+Faults that are planted, and must be noticed: a test that cannot fail shows
+nothing.
+
+Each of these finds a machine with a raw image whose driver is at work, and
+breaks something.
+"""
+
+import os
+from dataclasses import dataclass
+from typing import Callable
+
+from machine import CONFIGS, MIB, Machine, SoakError
+from scenarios import start_job, wait_job
+
+BLOCK = 4096
+
+#: raw, so that the disk's blocks are where they are in the file
+CONFIG = next(config for config in CONFIGS if config.form == 'raw')
+#: seconds after which a request counts as lost, for once
+STALL = 3
+
+
+@dataclass(frozen=True)
+class Fault:
+    """
+    words: what the complaint must have in it
+    """
+    name: str
+    words: str
+    plant: Callable[[Machine], None]
+
+
+def image(vm: Machine) -> str:
+    """The file of the disk."""
+    return vm.nodes[vm.top]['file']['filename']
+
+
+def patch(path: str, start: int, data: bytes) -> None:
+    """Changes a file behind QEMU's back."""
+    handle = os.open(path, os.O_RDWR)
+    try:
+        os.pwrite(handle, data, start)
+    finally:
+        os.close(handle)
+
+
+def read(path: str, start: int, size: int) -> bytes:
+    """A part of a file."""
+    with open(path, 'rb') as source:
+        source.seek(start)
+        return source.read(size)
+
+
+def lost_kicks(vm: Machine) -> None:
+    """The device is not told of new requests any more."""
+    vm.driver.cmd('drop-kicks', 1 << 30)
+    vm.progress(1 << 30)
+
+
+def lost_irqs(vm: Machine) -> None:
+    """The driver is not told of ended requests any more."""
+    vm.driver.cmd('drop-irqs', 1 << 30)
+    vm.progress(1 << 30)
+
+
+def old_disk(vm: Machine) -> None:
+    """All that was written since a moment is lost."""
+    vm.driver.cmd('quiesce')
+    before = read(image(vm), 0, 16 * MIB)
+    vm.resume(1000)
+    vm.driver.cmd('quiesce')
+    patch(image(vm), 0, before)
+    vm.driver.cmd('verify')
+
+
+def wrong_byte(vm: Machine) -> None:
+    """One byte of the disk is another."""
+    vm.driver.cmd('quiesce')
+    place = vm.chance.randrange(16 * MIB)
+    patch(image(vm), place, bytes([read(image(vm), place, 1)[0] ^ 0x40]))
+    vm.driver.cmd('verify')
+
+
+def misplaced(vm: Machine) -> None:
+    """One block stands where another should be."""
+    vm.progress(2000)
+    vm.driver.cmd('quiesce')
+    blocks = [n for n in range(0, 16 * MIB, BLOCK)
+              if any(read(image(vm), n, BLOCK))]
+    here, there = vm.chance.sample(blocks, 2)
+    patch(image(vm), there, read(image(vm), here, BLOCK))
+    vm.driver.cmd('verify')
+
+
+def bad_backup(vm: Machine) -> None:
+    """A backup lacks a byte."""
+    target = vm.add_node('backup', 'raw')
+    copy = vm.copy('copy')
+    job = start_job(vm, 'blockdev-backup', vm.top, target=target, sync='full')
+    wait_job(vm, job, 'concluded')
+    vm.cmd('job-dismiss', id=job)
+    path = vm.del_node(target, keep=True)
+    place = vm.chance.randrange(16 * MIB)
+    patch(path, place, bytes([read(path, place, 1)[0] ^ 1]))
+    vm.compare(copy, path, 'raw')
+
+
+def dead(vm: Machine) -> None:
+    """QEMU ends."""
+    vm.qmp.send('quit')
+    vm.progress(1 << 30)
+
+
+FAULTS = (
+    Fault('lost available buffer notifications', 'requests do not end',
+          lost_kicks),
+    Fault('lost used buffer notifications', 'nobody was notified', lost_irqs),
+    Fault('a disk that is older than it should be', 'its own old generation',
+          old_disk),
+    Fault('a changed byte', 'unknown data', wrong_byte),
+    Fault('a misplaced block', 'of block', misplaced),
+    Fault('a backup that is not the same', 'mismatch', bad_backup),
+    Fault('a QEMU that ends', 'QEMU ended', dead),
+)
+
+
+def notice(fault: Fault, vm: Machine) -> None:
+    """:raise SoakError: unless the fault is noticed, in the right words."""
+    with vm:
+        vm.progress()
+        try:
+            fault.plant(vm)
+        except SoakError as error:
+            if fault.words not in str(error):
+                raise SoakError(f'the complaint is "{error}", without '
+                                f'"{fault.words}"') from error
+        else:
+            raise SoakError('nobody complained')
+        vm.expect_bad_end()
