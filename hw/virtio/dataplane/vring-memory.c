@@ -6,8 +6,9 @@
  * know rings or requests.
  *
  * A table is replaced only when RAM comes or goes, or an IOMMU drops
- * translations that somebody watches; BARs that move do not matter.  It references memory regions, not FlatViews: a FlatView would keep
- * every other device alive that was plugged at that time.
+ * translations that somebody watches; BARs that move do not matter.  It
+ * references memory regions, not FlatViews: a FlatView would keep every other
+ * device alive that was plugged at that time.
  *
  * Copyright (c) 2026 the virtio-blk data plane authors
  *
@@ -33,6 +34,8 @@ typedef struct VringIOMMU {
     VringMemory *mem;
     MemoryRegion *mr;           /* referenced */
     hwaddr base;                /* guest address of its first IOVA */
+    hwaddr first;               /* the IOVAs of the section */
+    hwaddr last;
 } VringIOMMU;
 
 struct VringMemory {
@@ -169,30 +172,46 @@ static void vring_iommu_unmap(IOMMUNotifier *notifier, IOMMUTLBEntry *entry)
 {
     VringIOMMU *iommu = container_of(notifier, VringIOMMU, notifier);
     VringMemory *mem = iommu->mem;
-    hwaddr first = iommu->base + entry->iova;
+    hwaddr first = MAX(entry->iova, iommu->first);
+    hwaddr last = entry->iova + entry->addr_mask;
 
-    if (vring_memory_is_watched(mem, first, first + entry->addr_mask)) {
+    /* A guest may name a range that goes on beyond 2^64 */
+    if (last < entry->iova) {
+        last = HWADDR_MAX;
+    }
+    last = MIN(last, iommu->last);
+    if (first <= last &&
+        vring_memory_is_watched(mem, iommu->base + first,
+                                iommu->base + last)) {
         vring_memory_publish(mem);
         mem->changed(mem->opaque);
     }
 }
 
+/*
+ * The notifier is for the whole region, not only for the section: QEMU asserts
+ * that what an IOMMU drops lies within a notifier's range, or wholly outside,
+ * and a guest may drop more than the section, which Intel's has two of.
+ *
+ * A device IOTLB needs no other kind of notifier: a guest invalidates the
+ * IOMMU's own cache first, and this is reported.
+ */
 static void vring_iommu_add(VringMemory *mem, MemoryRegionSection *section)
 {
     IOMMUMemoryRegion *iommu_mr = IOMMU_MEMORY_REGION(section->mr);
     VringIOMMU *iommu = g_new0(VringIOMMU, 1);
-    hwaddr last = section->offset_within_region +
-                  int128_get64(int128_sub(section->size, int128_one()));
     Error *err = NULL;
 
     iommu->mem = mem;
     iommu->mr = section->mr;
     iommu->base = section->offset_within_address_space -
                   section->offset_within_region;
+    iommu->first = section->offset_within_region;
+    iommu->last = iommu->first +
+                  int128_get64(int128_sub(section->size, int128_one()));
     memory_region_ref(iommu->mr);
     iommu_notifier_init(&iommu->notifier, vring_iommu_unmap,
-                        IOMMU_NOTIFIER_UNMAP, section->offset_within_region,
-                        last,
+                        IOMMU_NOTIFIER_UNMAP, 0, HWADDR_MAX,
                         memory_region_iommu_attrs_to_index(iommu_mr,
                             MEMTXATTRS_UNSPECIFIED));
     if (memory_region_register_iommu_notifier(iommu->mr, &iommu->notifier,
@@ -222,7 +241,7 @@ static void vring_iommu_del(VringMemory *mem, MemoryRegionSection *section)
         VringIOMMU *iommu = g_ptr_array_index(mem->iommus, i);
 
         if (iommu->mr == section->mr &&
-            iommu->notifier.start == section->offset_within_region) {
+            iommu->first == section->offset_within_region) {
             g_ptr_array_remove_index_fast(mem->iommus, i);
             return;
         }
