@@ -491,6 +491,7 @@ static void host_notifier_poll_begin(EventNotifier *n)
 
     q->polling = true;
     if (qatomic_load_acquire(&q->active)) {
+        vring_refresh_memory(&q->vring);
         vring_disable_notification(&q->vring);
     }
 }
@@ -502,6 +503,7 @@ static void host_notifier_poll_end(EventNotifier *n)
     q->polling = false;
     /* The event loop polls once more after this. */
     if (qatomic_load_acquire(&q->active)) {
+        vring_refresh_memory(&q->vring);
         vring_enable_notification(&q->vring);
     }
 }
