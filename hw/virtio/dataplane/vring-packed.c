@@ -117,6 +117,19 @@ static void packed_swap_desc(const Vring *vring, VringDesc *desc)
     desc->packed.flags = vring_to_cpu16(vring->swap, desc->packed.flags);
 }
 
+/* All but the flags, which were read already and must not be read twice */
+static void packed_load_desc(const Vring *vring, unsigned pos,
+                             VringDesc *desc)
+{
+    const VringDesc *ring = vring_desc_at(vring, pos);
+
+    desc->addr = vring_to_cpu64(vring->swap, ring->addr);
+    desc->len = vring_to_cpu32(vring->swap, ring->len);
+    desc->packed.id = vring_to_cpu16(vring->swap, ring->packed.id);
+    /* Keeps the compiler from reading a field again. */
+    barrier();
+}
+
 /*
  * All of a table's entries are part of the buffer, and of their flags only
  * WRITE means something (2.8.7, 2.8.19).
@@ -164,8 +177,7 @@ static int packed_read_list(Vring *vring, uint16_t flags, VringChain *chain,
         if (unlikely(n > num - vring->inuse)) {
             return n > num ? -VRING_ERR_LOOP : -VRING_ERR_QUEUE_FULL;
         }
-        desc = vring_copy_desc(vring_desc_at(vring, pos));
-        packed_swap_desc(vring, &desc);
+        packed_load_desc(vring, pos, &desc);
         if (!(flags & VRING_DESC_INDIRECT)) {
             ret = vring_chain_add(vring, chain, desc.addr, desc.len,
                                   flags & VRING_DESC_WRITE);
