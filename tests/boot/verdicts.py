@@ -26,18 +26,6 @@ def starts_since(before: Optional[dict], now: dict) -> int:
     return now['starts'] - (before['starts'] if before else 0)
 
 
-def serving_problems(info: dict, declined: Optional[str]) -> Iterator[str]:
-    """
-    Whether it serves the disk.
-
-    :param declined: it need not, if this is the reason that it gives
-    """
-    reason = info.get('reason', 'no reason given')
-    if info['serving'] or reason == declined:
-        return
-    yield f'the data plane does not serve the disk ({info["state"]}: {reason})'
-
-
 def firmware_reads(stat: List[int], served: Dict[str, int]) -> int:
     """
     What was read before Linux began to count. Before a reboot, the few reads
@@ -47,7 +35,7 @@ def firmware_reads(stat: List[int], served: Dict[str, int]) -> int:
 
 
 def boot_problems(before: Optional[dict], now: dict, stat: List[int],
-                  at_least: int, declined: Optional[str]) -> Iterator[str]:
+                  at_least: int) -> Iterator[str]:
     """
     A disk that was booted from.
 
@@ -55,24 +43,20 @@ def boot_problems(before: Optional[dict], now: dict, stat: List[int],
     :param now:    what it says after the guest has booted
     :param stat:   the guest's /sys/block/DISK/stat, read before 'now'
     :param at_least: as many reads the firmware needs for kernel and initramfs
-    :param declined: see serving_problems()
     """
-    yield from serving_problems(now, declined)
+    if not now['serving']:
+        yield 'the data plane does not serve the disk ' \
+              f'({now["state"]}: {now.get("reason", "no reason given")})'
     served = since(before, now)
-    starts = starts_since(before, now)
-    if now['serving']:
-        yield from shortfalls('the disk', stat, served)
-        reads = firmware_reads(stat, served)
-        users = 2
-    else:
-        # Of the plane's users the firmware is left.
-        reads = served['reads']
-        users = 1
+    yield from shortfalls('the disk', stat, served)
+    reads = firmware_reads(stat, served)
     if reads < at_least:
         yield f'the data plane served {reads} reads of the firmware, which ' \
               f'needs {at_least} and more'
-    if starts < users:
-        yield f'the data plane started {starts} times, for {users} drivers'
+    starts = starts_since(before, now)
+    if starts < 2:
+        yield f'the data plane started {starts} times, not for the firmware ' \
+              'and for Linux'
 
 
 def idle_queues(info: dict) -> List[int]:
