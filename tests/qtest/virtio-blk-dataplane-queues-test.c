@@ -340,7 +340,7 @@ static void run_fewer(DpVm *vm, const Layout *layout, uint64_t mask)
     dp_disk_free(disk);
 }
 
-/* covers: M7, ROBC-15: any subset, first queue, last queue, with gaps */
+/* covers: M7, VQ-8, ROBC-15: any subset, first queue, last queue, with gaps */
 static void test_fewer(const void *opaque)
 {
     static const uint64_t masks[] = { 0x1, 0x2, 0x5, 0x8, 0xa, 0x7 };
@@ -411,7 +411,8 @@ static void run_queue_reset(DpDisk *queue, DpLoad *own, DpLoad *others,
 }
 
 /*
- * covers: RST-1, RST-3, RST-4, RST-5, RST-6, RST-7, RST-8, RST-11, ROBC-16:
+ * covers: RST-1, RST-3, RST-4, RST-5, RST-6, RST-7, RST-8, RST-11, ROBC-16,
+ * VQ-6
  * one queue is reset under load and comes back with another ring of another
  * size; the others go on
  */
