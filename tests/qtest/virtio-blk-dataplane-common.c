@@ -25,6 +25,9 @@
 #define HEAD_BYTES 128          /* header, canaries and status */
 #define CANARY 0xa5
 #define DEFAULT_NUM 256
+#define MIB (1024 * 1024ull)
+#define RAM_MIB 64
+#define VIRT_RAM 0x40000000ull
 #define SPLIT_AT 200            /* odd place to cut data at */
 #define VECTOR_CONFIG 0
 #define VECTOR_QUEUE 1          /* and on, one for each queue */
@@ -131,31 +134,56 @@ char *dp_image(const char *name, uint64_t size)
 
 /* The machine */
 
+static void vm_init_pc(DpVm *vm)
+{
+    pc_alloc_init(&vm->alloc, vm->qts, ALLOC_NO_FLAGS);
+    vm->bus = qpci_new_pc(vm->qts, &vm->alloc);
+}
+
+static void vm_init_virt(DpVm *vm)
+{
+    alloc_init(&vm->alloc, ALLOC_NO_FLAGS, VIRT_RAM + MIB,
+               VIRT_RAM + RAM_MIB * MIB, PAGE);
+    qos_create_generic_pcihost(&vm->host, vm->qts, &vm->alloc);
+    vm->bus = &vm->host.pci.bus;
+}
+
 DpVm *dp_vm_start(const char *fmt, ...)
 {
     g_autofree char *args = NULL;
     DpVm *vm = g_new0(DpVm, 1);
+    bool is_virt = !strcmp(qtest_get_arch(), "aarch64");
     va_list ap;
 
     va_start(ap, fmt);
     args = g_strdup_vprintf(fmt, ap);
     va_end(ap);
 
-    vm->qts = qtest_initf("-M pc -m 64 -nodefaults "
+    vm->qts = qtest_initf("-M %s -m %d -nodefaults "
                           "-object iothread,id=io0 -object iothread,id=io1 %s",
-                          args);
-    pc_alloc_init(&vm->alloc, vm->qts, ALLOC_NO_FLAGS);
-    vm->bus = qpci_new_pc(vm->qts, &vm->alloc);
+                          is_virt ? "virt -cpu max" : "pc", RAM_MIB, args);
+    if (is_virt) {
+        vm_init_virt(vm);
+    } else {
+        vm_init_pc(vm);
+    }
     return vm;
+}
+
+void dp_vm_end(DpVm *vm)
+{
+    if (vm->bus != &vm->host.pci.bus) {
+        qpci_free_pc(vm->bus);
+    }
+    alloc_destroy(&vm->alloc);
+    qtest_quit(vm->qts);
+    g_free(vm);
 }
 
 void dp_vm_quit(DpVm *vm)
 {
-    qpci_free_pc(vm->bus);
-    alloc_destroy(&vm->alloc);
-    qtest_quit(vm->qts);
+    dp_vm_end(vm);
     dp_tmp_cleanup();
-    g_free(vm);
 }
 
 DpVm *dp_vm_null(const DpMode *mode, const char *opts, const char *props)
@@ -192,25 +220,37 @@ static uint16_t common_readw(DpDisk *disk, size_t offset)
 
 static bool is_modern(DpDisk *disk)
 {
-    return disk->pci->common_cfg_offset != 0 || disk->pci->notify_cfg_offset;
+    return disk->pci &&
+           (disk->pci->common_cfg_offset || disk->pci->notify_cfg_offset);
+}
+
+DpDisk *dp_disk_wrap(DpVm *vm, const char *id, QVirtioDevice *vdev)
+{
+    DpDisk *disk = g_new0(DpDisk, 1);
+
+    g_assert_cmpint(vdev->device_type, ==, VIRTIO_ID_BLOCK);
+    disk->vm = vm;
+    disk->id = g_strdup(id);
+    disk->vdev = vdev;
+    disk->no_msix = true;
+    disk->queues = g_ptr_array_new();
+    g_ptr_array_add(disk->queues, disk);
+    dp_ring_new(disk);
+    return disk;
 }
 
 DpDisk *dp_disk_probe(DpVm *vm, const char *id, int slot)
 {
     QPCIAddress addr = { .devfn = QPCI_DEVFN(slot, 0) };
-    DpDisk *disk = g_new0(DpDisk, 1);
+    QVirtioPCIDevice *pci = virtio_pci_new(vm->bus, &addr);
+    DpDisk *disk;
 
-    disk->vm = vm;
-    disk->id = g_strdup(id);
-    disk->pci = virtio_pci_new(vm->bus, &addr);
-    g_assert_nonnull(disk->pci);
-    disk->vdev = &disk->pci->vdev;
-    g_assert_cmpint(disk->vdev->device_type, ==, VIRTIO_ID_BLOCK);
-    qvirtio_pci_device_enable(disk->pci);
+    g_assert_nonnull(pci);
+    disk = dp_disk_wrap(vm, id, &pci->vdev);
+    disk->pci = pci;
+    disk->no_msix = false;
+    qvirtio_pci_device_enable(pci);
     disk->want_num = is_modern(disk) ? DEFAULT_NUM : 0;
-    disk->queues = g_ptr_array_new();
-    g_ptr_array_add(disk->queues, disk);
-    dp_ring_new(disk);
     return disk;
 }
 
@@ -255,8 +295,10 @@ void dp_disk_free(DpDisk *disk)
         }
     }
     g_ptr_array_free(disk->queues, true);
-    g_free(disk->pci->pdev);
-    g_free(disk->pci);
+    if (disk->pci) {
+        g_free(disk->pci->pdev);
+        g_free(disk->pci);
+    }
     g_free(disk->id);
     g_free(disk);
 }
@@ -909,6 +951,12 @@ uint8_t dp_rw(DpDisk *disk, uint32_t type, uint64_t sector, uint32_t len,
 
 /* What the plane says of itself */
 
+static char *backend_path(DpVm *vm, const char *id)
+{
+    return g_strdup_printf("/machine/peripheral/%s%s", id,
+                           vm->no_proxy ? "" : "/virtio-backend");
+}
+
 static void read_counters(const QDict *queue, DpInfo *info)
 {
     const struct {
@@ -944,8 +992,7 @@ static void read_counters(const QDict *queue, DpInfo *info)
 
 static void read_info(DpVm *vm, const char *id, unsigned queue, DpInfo *info)
 {
-    g_autofree char *path =
-        g_strdup_printf("/machine/peripheral/%s/virtio-backend", id);
+    g_autofree char *path = backend_path(vm, id);
     QDict *rsp, *dict;
     QListEntry *entry;
     QList *queues;
@@ -1041,8 +1088,7 @@ void dp_assert_mode(DpVm *vm, const DpMode *mode)
 
 void dp_throttle(DpDisk *disk, const char *group, int iops)
 {
-    g_autofree char *path =
-        g_strdup_printf("/machine/peripheral/%s/virtio-backend", disk->id);
+    g_autofree char *path = backend_path(disk->vm, disk->id);
 
     dp_qmp_ok(disk->vm, NULL, "{'execute': 'block_set_io_throttle',"
               " 'arguments': { 'id': %s, 'group': %s, 'iops': %d,"

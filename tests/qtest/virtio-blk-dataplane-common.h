@@ -22,6 +22,7 @@
 #define TESTS_QTEST_VIRTIO_BLK_DATAPLANE_COMMON_H
 
 #include "libqtest.h"
+#include "libqos/generic-pcihost.h"
 #include "libqos/libqos-malloc.h"
 #include "libqos/pci.h"
 #include "libqos/virtio.h"
@@ -64,7 +65,9 @@ extern const DpMode *const dp_modes[];
 typedef struct DpVm {
     QTestState *qts;
     QGuestAllocator alloc;
-    QPCIBus *bus;
+    QPCIBus *bus;           /* NULL if the machine has no PCI */
+    QGenericPCIHost host;   /* what bus is part of, where it is no PC */
+    bool no_proxy;          /* disks are virtio-blk-device: virtio-mmio */
 } DpVm;
 
 typedef struct DpSeg {
@@ -113,7 +116,7 @@ typedef struct DpReq {
 typedef struct DpDisk {
     DpVm *vm;
     char *id;
-    QVirtioPCIDevice *pci;
+    QVirtioPCIDevice *pci;  /* NULL after dp_disk_wrap() */
     QVirtioDevice *vdev;
     uint64_t features;
     bool no_msix;
@@ -200,10 +203,16 @@ char *dp_image(const char *name, uint64_t size);
 /**
  * dp_vm_start: run QEMU with two IOThreads, io0 and io1, and these arguments
  *
+ * The machine is "pc" or, where QTEST_QEMU_BINARY is for aarch64, "virt".
  * Pair: dp_vm_quit()
  */
 DpVm *dp_vm_start(const char *fmt, ...) G_GNUC_PRINTF(1, 2);
 void dp_vm_quit(DpVm *vm);
+
+/**
+ * dp_vm_end: the same, but leave the private directory, to look at an image
+ */
+void dp_vm_end(DpVm *vm);
 
 /**
  * dp_vm_null: a VM with one disk "d0" on a null-co node "n0" of 64 MiB
@@ -231,6 +240,14 @@ void dp_disk_free(DpDisk *disk);
  * The queue is set up from the next start on.  It goes away with the disk.
  */
 DpDisk *dp_disk_queue(DpDisk *disk, unsigned index);
+
+/**
+ * dp_disk_wrap: a device on another transport than the PCI one of libqos
+ * @vdev: what reaches its registers; get_queue_size() also chooses a size
+ *
+ * It has no MSI-X: whether there is an interrupt is asked of @vdev's bus.
+ */
+DpDisk *dp_disk_wrap(DpVm *vm, const char *id, QVirtioDevice *vdev);
 
 /**
  * dp_disk_init: reset and initialise up to, but without, DRIVER_OK

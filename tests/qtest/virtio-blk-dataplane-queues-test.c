@@ -412,7 +412,7 @@ static void run_queue_reset(DpDisk *queue, DpLoad *own, DpLoad *others,
 
 /*
  * covers: RST-1, RST-3, RST-4, RST-5, RST-6, RST-7, RST-8, RST-11, ROBC-16,
- * VQ-6
+ * VQ-6:
  * one queue is reset under load and comes back with another ring of another
  * size; the others go on
  */
