@@ -153,7 +153,7 @@ parse_tap() {
     awk -v name="$1" -v status="$2" -v why="$3" -v log_file="$4" '
         function title(text) {
             sub(/^[0-9]+ *(- *)?/, "", text)
-            sub(/^\/x86_64/, "", text)
+            sub(/^\/(x86_64|aarch64)/, "", text)
             sub(/^\//, "", text)
             return name " " text
         }
