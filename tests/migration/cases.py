@@ -13,9 +13,10 @@ the plane stops.
 import hashlib
 import os
 import subprocess
-from typing import Any, Callable, Dict, List, NamedTuple, Optional
+from typing import Any, Callable, Dict, List, NamedTuple
 
-from machine import Disk, Environment, Machine, TestFailed
+from machine import (Disk, Environment, Machine, OWN_PATH, PLANE, STOCK,
+                     Server, TestFailed)
 
 MIB = 1024 * 1024
 DISK_SIZE = 48 * MIB
@@ -67,7 +68,7 @@ def check_image(path: str) -> None:
 
 
 # covers: M9, D11
-def migrate_and_back(session: Session, here: bool, there: bool) -> None:
+def migrate_and_back(session: Session, here: Server, there: Server) -> None:
     """Under verified load, from one path to the other and back."""
     image = session.env.image("load.img", DISK_SIZE)
     first = session.boot(Disk("load", image, here))
@@ -90,11 +91,11 @@ def migrate_and_back(session: Session, here: bool, there: bool) -> None:
 def cancel(session: Session) -> None:
     """Every way to fail leaves the source at work; then one succeeds."""
     image = session.env.image("load.img", DISK_SIZE)
-    source = session.boot(Disk("load", image, True))
+    source = session.boot(Disk("load", image, PLANE))
     source.guest.run("start_load load")
 
     # While memory is copied. The bandwidth is so small that it cannot end.
-    target = session.incoming(Disk("load", image, True))
+    target = session.incoming(Disk("load", image, PLANE))
     source.begin_migration(target, bandwidth=MIB)
     source.wait_migration("active")
     source.check_load("load")
@@ -105,7 +106,7 @@ def cancel(session: Session) -> None:
 
     # Past the point where the plane was stopped for the move.
     source.capability("pause-before-switchover", True)
-    target = session.incoming(Disk("load", image, True))
+    target = session.incoming(Disk("load", image, PLANE))
     source.begin_migration(target)
     source.wait_migration("pre-switchover")
     source.cmd("migrate_cancel")
@@ -115,7 +116,7 @@ def cancel(session: Session) -> None:
     target.kill()
 
     # The destination dies when the source believes that it is done.
-    target = session.incoming(Disk("load", image, True))
+    target = session.incoming(Disk("load", image, PLANE))
     source.begin_migration(target)
     source.wait_migration("pre-switchover")
     target.kill()
@@ -125,7 +126,7 @@ def cancel(session: Session) -> None:
     source.check_load("load")
 
     source.capability("pause-before-switchover", False)
-    target = session.incoming(Disk("load", image, True))
+    target = session.incoming(Disk("load", image, PLANE))
     source.migrate_to(target)
     source.end()
     target.check_load("load")
@@ -174,7 +175,7 @@ def resume(machine: Machine, command: str) -> None:
 
 
 # covers: M9
-def parked_requests(session: Session, here: bool, there: bool) -> None:
+def parked_requests(session: Session, here: Server, there: Server) -> None:
     """What werror=stop and rerror=stop parked travels and completes there."""
     image = parked_image(session)
     bad_read = failing("read", READ_OFFSET, READ_SIZE)
@@ -193,15 +194,29 @@ def parked_requests(session: Session, here: bool, there: bool) -> None:
     third.end()
 
 
+# covers: M9, M11
+def parked_packed(session: Session, here: Server, there: Server) -> None:
+    """A parked request of a packed virtqueue travels, one way."""
+    image = parked_image(session)
+    bad_read = failing("read", READ_OFFSET, READ_SIZE)
+    first = session.boot(Disk("parked", image, here, bad_read, packed=True))
+    park(first, "start_read parked")
+    second = session.incoming(Disk("parked", image, there, packed=True))
+    first.migrate_to(second)
+    first.end()
+    resume(second, f"end_read {read_sum()}")
+    second.end()
+
+
 # covers: M9
 def parked_cancel(session: Session) -> None:
     """Parked requests complete at the source when the move was cancelled."""
     image = parked_image(session)
     rules = failing("read", READ_OFFSET, READ_SIZE, once=True)
-    source = session.boot(Disk("parked", image, True, rules))
+    source = session.boot(Disk("parked", image, PLANE, rules))
     park(source, "start_read parked")
     source.capability("pause-before-switchover", True)
-    target = session.incoming(Disk("parked", image, True))
+    target = session.incoming(Disk("parked", image, PLANE))
     source.begin_migration(target)
     source.wait_migration("pre-switchover")
     source.cmd("migrate_cancel")
@@ -216,26 +231,39 @@ class Case(NamedTuple):
     name: str
     shows: str
     run: Callable[..., None]
-    args: Dict[str, Any] = {}
-    skip_without_plane: Optional[str] = None
+    args: Dict[str, Server] = {}
 
+    def needs(self, server: Server) -> bool:
+        """Whether a disk of the case is served so."""
+        return server in self.args.values()
 
-PLANES = "compares two paths, and this QEMU has only its own"
 
 CASES = [
     Case("load", "M9 D11: under load from plane to plane and back",
-         migrate_and_back, {"here": True, "there": True}),
-    Case("load-to-stock", "M9: under load from plane to QEMU's path and back",
-         migrate_and_back, {"here": True, "there": False}, PLANES),
-    Case("load-from-stock", "M9: under load from QEMU's path to plane and back",
-         migrate_and_back, {"here": False, "there": True}, PLANES),
+         migrate_and_back, {"here": PLANE, "there": PLANE}),
+    Case("load-to-own", "M9: under load from plane to QEMU's path and back",
+         migrate_and_back, {"here": PLANE, "there": OWN_PATH}),
+    Case("load-from-own", "M9: under load from QEMU's path to plane and back",
+         migrate_and_back, {"here": OWN_PATH, "there": PLANE}),
+    Case("load-to-stock", "M9: under load from plane to Debian's and back",
+         migrate_and_back, {"here": PLANE, "there": STOCK}),
+    Case("load-from-stock", "M9: under load from Debian's to plane and back",
+         migrate_and_back, {"here": STOCK, "there": PLANE}),
     Case("cancel", "M9: cancelled and failed migrations under load", cancel),
     Case("parked", "M9: parked requests travel from plane to plane and back",
-         parked_requests, {"here": True, "there": True}),
-    Case("parked-to-stock", "M9: parked requests travel to QEMU's path and back",
-         parked_requests, {"here": True, "there": False}, PLANES),
-    Case("parked-from-stock", "M9: parked requests travel from QEMU's path",
-         parked_requests, {"here": False, "there": True}, PLANES),
+         parked_requests, {"here": PLANE, "there": PLANE}),
+    Case("parked-to-own", "M9: parked requests travel to QEMU's path and back",
+         parked_requests, {"here": PLANE, "there": OWN_PATH}),
+    Case("parked-from-own", "M9: parked requests travel from QEMU's path",
+         parked_requests, {"here": OWN_PATH, "there": PLANE}),
+    Case("parked-to-stock", "M9: parked requests travel to Debian's and back",
+         parked_requests, {"here": PLANE, "there": STOCK}),
+    Case("parked-from-stock", "M9: parked requests travel from Debian's",
+         parked_requests, {"here": STOCK, "there": PLANE}),
+    # The other way round it cannot be: Debian's QEMU does not understand what
+    # it writes itself.
+    Case("parked-packed", "M11: a packed ring's parked request from Debian's",
+         parked_packed, {"here": STOCK, "there": OWN_PATH}),
     Case("parked-cancel", "M9: parked requests of a cancelled migration",
          parked_cancel),
 ]

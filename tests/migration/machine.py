@@ -12,7 +12,7 @@ import json
 import os
 import select
 import time
-from typing import Any, Dict, List, Optional
+from typing import Any, Dict, List, NamedTuple, Optional
 
 from qemu.machine import QEMUMachine
 from qemu.machine.machine import VMLaunchFailure
@@ -83,23 +83,36 @@ class Channel:
         return self.answer(command, guard)
 
 
+class Server(NamedTuple):
+    """What serves a disk, always in an IOThread: our plane or QEMU's path."""
+    plane: bool
+    stock: bool = False     # in the binary that Debian ships
+
+
+PLANE = Server(plane=True)
+OWN_PATH = Server(plane=False)
+STOCK = Server(plane=False, stock=True)
+
+
 class Disk:
     """
     One virtio-blk device as a QEMU process of the test is given it.
 
     serial: names device, node and disk alike
     path:   raw image, shared by source and destination
-    plane:  True for an IOThread served by our plane, False for QEMU's path
-            in the same IOThread
+    server: what serves it, which tells also what binary its process runs
     errors: rules for blkdebug's inject-error, if requests shall fail
+    packed: the guest uses a packed virtqueue
     """
 
-    def __init__(self, serial: str, path: str, plane: bool,
-                 errors: Optional[List[Dict[str, Any]]] = None) -> None:
+    def __init__(self, serial: str, path: str, server: Server,
+                 errors: Optional[List[Dict[str, Any]]] = None,
+                 packed: bool = False) -> None:
         self.serial = serial
         self.path = path
-        self.plane = plane
+        self.server = server
         self.errors = errors
+        self.packed = packed
 
     def args(self, has_plane: bool) -> List[str]:
         """QEMU's arguments. Without has_plane, QEMU knows no property."""
@@ -108,13 +121,16 @@ class Disk:
             node = {"driver": "blkdebug", "image": node,
                     "inject-error": self.errors}
         node["node-name"] = self.serial
-        device = {"driver": "virtio-blk-pci", "id": self.serial,
+        device: Dict[str, Any] = {
+                  "driver": "virtio-blk-pci", "id": self.serial,
                   "serial": self.serial, "drive": self.serial,
                   "iothread": "io0", "werror": "stop", "rerror": "stop",
                   # So long that the used ring fills more than a page: the
                   # one with its index is dirtied by nobody else.
                   "queue-size": 1024}
-        if has_plane and not self.plane:
+        if self.packed:
+            device["packed"] = True
+        if has_plane and not self.server.plane:
             device["x-data-plane"] = "off"
         return ["-blockdev", json.dumps(node), "-device", json.dumps(device)]
 
@@ -124,15 +140,19 @@ class Machine(QEMUMachine):
 
     def __init__(self, env: Any, name: str, disks: List[Disk],
                  incoming: bool = False) -> None:
-        super().__init__(env.qemu, name=name, base_temp_dir=env.work,
+        self.stock = any(disk.server.stock for disk in disks)
+        super().__init__(env.stock if self.stock else env.qemu,
+                         name=name, base_temp_dir=env.work,
                          log_dir=env.work, qmp_timer=GUARD,
                          wrapper=("setpriv", "--pdeathsig", "KILL"))
         self.env = env
+        self.has_plane = env.has_plane and not self.stock
         self.disks = {disk.serial: disk for disk in disks}
         # Relative: a socket's path may not be long, the project's may.
         self.uri = f"unix:{name}.migrate"
         self.channel: Optional[Channel] = None
-        self.set_machine("pc")
+        # By its version, as both ends must have the same.
+        self.set_machine("pc-i440fx-10.0")
         self.set_console()
         self.add_args("-accel", "tcg", "-m", "512", "-nodefaults",
                       "-serial", f"file:{env.work}/{name}.console",
@@ -141,10 +161,10 @@ class Machine(QEMUMachine):
                       "rdinit=/migration/init",
                       "-no-reboot", "-object", "iothread,id=io0")
         for disk in disks:
-            self.add_args(*disk.args(env.has_plane))
+            self.add_args(*disk.args(self.has_plane))
         if incoming:
             self.add_args("-incoming", "defer")
-        if not env.has_plane:
+        if not self.has_plane:
             return
         self.add_args("-trace", "virtio_blk_data_plane_state",
                       "-trace", "virtio_blk_data_plane_decline",
@@ -188,7 +208,7 @@ class Machine(QEMUMachine):
 
     def served(self, serial: str) -> int:
         """Requests that this process has completed for a disk."""
-        if self.env.has_plane and self.disks[serial].plane:
+        if self.has_plane and self.disks[serial].server.plane:
             queues = self.plane(serial)["queues"]
             return sum(int(queue["completed"]) for queue in queues)
         for stats in self.cmd("query-blockstats"):
@@ -199,10 +219,10 @@ class Machine(QEMUMachine):
 
     def check_path(self, serial: str) -> None:
         """The disk is served by whom it should be served."""
-        if not self.env.has_plane:
+        if not self.has_plane:
             return
         info = self.plane(serial)
-        want = self.disks[serial].plane
+        want = self.disks[serial].server.plane
         if bool(info["serving"]) != want:
             raise TestFailed(f"the plane of {serial} in {self._name} should "
                              f"{'' if want else 'not '}serve: {info}")
@@ -265,9 +285,10 @@ class Environment:
     directory, which is the current one while the case runs.
     """
 
-    def __init__(self, qemu: str, kernel: str, initrd: str, work: str,
-                 has_plane: bool) -> None:
+    def __init__(self, qemu: str, stock: str, kernel: str, initrd: str,
+                 work: str, has_plane: bool) -> None:
         self.qemu = qemu
+        self.stock = stock
         self.kernel = kernel
         self.initrd = initrd
         self.work = work
