@@ -46,8 +46,29 @@ const DpMode dp_mode_main = {
     "main-loop", "", "'x-data-plane': 'auto'", false
 };
 
+const DpMode dp_mode_packed = {
+    "packed", ",iothread=io0,packed=on",
+    "'iothread': 'io0', 'packed': true", true, .packed = true
+};
+const DpMode dp_mode_in_order = {
+    "in-order", ",iothread=io0,in_order=on",
+    "'iothread': 'io0', 'in_order': true", true, .in_order = true
+};
+const DpMode dp_mode_packed_in_order = {
+    "packed-in-order", ",iothread=io0,packed=on,in_order=on",
+    "'iothread': 'io0', 'packed': true, 'in_order': true",
+    true, .packed = true, .in_order = true
+};
+const DpMode dp_mode_off_packed = {
+    "off-packed", ",iothread=io0,x-data-plane=off,packed=on",
+    "'iothread': 'io0', 'x-data-plane': 'off', 'packed': true",
+    false, .packed = true
+};
+
 const DpMode *const dp_modes[] = {
-    &dp_mode_iothread, &dp_mode_private, &dp_mode_off, &dp_mode_main, NULL
+    &dp_mode_iothread, &dp_mode_private, &dp_mode_off, &dp_mode_main,
+    &dp_mode_packed, &dp_mode_in_order, &dp_mode_packed_in_order,
+    &dp_mode_off_packed, NULL
 };
 
 const char *const dp_framing_name[DP_FRAMING__MAX] = {
@@ -1382,7 +1403,7 @@ void dp_qmp_error(DpVm *vm, DpLoad *load, const char *text,
 
 /* Test registration */
 
-static bool has_ring(const DpMode *mode, DpRings rings)
+bool dp_has_ring(const DpMode *mode, DpRings rings)
 {
     switch (rings) {
     case DP_SPLIT_RING:
@@ -1399,7 +1420,7 @@ void dp_add_modes(const char *path, void (*fn)(const void *), bool plane_only,
 {
     for (unsigned i = 0; dp_modes[i]; i++) {
         if ((dp_modes[i]->plane || !plane_only) &&
-            has_ring(dp_modes[i], rings)) {
+            dp_has_ring(dp_modes[i], rings)) {
             g_autofree char *name = g_strdup_printf("%s/%s", path,
                                                     dp_modes[i]->name);
 

@@ -42,6 +42,7 @@
                       (1ull << VIRTIO_RING_F_EVENT_IDX)))
 #define DP_F_INDIRECT (~(1ull << VIRTIO_RING_F_EVENT_IDX))
 #define DP_F_EVENT (~(1ull << VIRTIO_RING_F_INDIRECT_DESC))
+#define DP_F_SPLIT (~(1ull << VIRTIO_F_RING_PACKED))
 #define DP_F_ALL (~0ull)
 
 /* How a disk is asked to be served, and what kind of ring it offers. */
@@ -58,6 +59,10 @@ extern const DpMode dp_mode_iothread;
 extern const DpMode dp_mode_private;
 extern const DpMode dp_mode_off;
 extern const DpMode dp_mode_main;
+extern const DpMode dp_mode_packed;
+extern const DpMode dp_mode_in_order;
+extern const DpMode dp_mode_packed_in_order;
+extern const DpMode dp_mode_off_packed;
 
 /* The modes above, ended by NULL. */
 extern const DpMode *const dp_modes[];
@@ -546,6 +551,8 @@ typedef enum DpRings {
     DP_SPLIT_RING,
     DP_PACKED_RING,
 } DpRings;
+
+bool dp_has_ring(const DpMode *mode, DpRings rings);
 
 /**
  * dp_add_modes: register a test for each mode, or for those with the plane

@@ -50,6 +50,10 @@ static const Layout layouts[] = {
     { "round-robin", 4, ROUND_ROBIN, "01" },
     { "explicit", 4, EXPLICIT, "1011" },
     { "64-round-robin", 64, ROUND_ROBIN, "01" },
+    { "packed", 4, ROUND_ROBIN ", 'packed': true", "01" },
+    { "in-order", 4, ROUND_ROBIN ", 'in_order': true", "01" },
+    { "packed-in-order", 4, EXPLICIT ", 'packed': true, 'in_order': true",
+      "1011" },
 };
 
 static void device_add(DpVm *vm, const Layout *layout)

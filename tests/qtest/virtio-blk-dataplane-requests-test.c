@@ -274,14 +274,23 @@ static void test_long_chain(const void *opaque)
     dp_vm_quit(vm);
 }
 
-/* covers: SPLIT-2, PCI-23: small rings, which wrap often */
+/*
+ * covers: SPLIT-2, PACK-2, PACK-4, PACK-20, PACK-21, PCI-23: small rings,
+ * which wrap often; 0 ends those that a split ring can have
+ */
 static void test_queue_size(const void *opaque)
 {
-    static const unsigned sizes[] = { 2, 4, 8, 128 };
+    static const unsigned sizes[] = { 2, 4, 8, 128, 0, 1, 3, 5, 7, 100 };
     DpVm *vm = dp_vm_file(opaque, IMAGE_SIZE, "");
     DpDisk *disk = dp_disk_probe(vm, "d0", DP_SLOT);
 
     for (unsigned i = 0; i < ARRAY_SIZE(sizes); i++) {
+        if (!sizes[i]) {
+            if (!disk->packed) {
+                break;
+            }
+            continue;
+        }
         disk->want_num = sizes[i];
         dp_disk_start(disk, DP_F_ALL);
         for (unsigned j = 0; j < 20; j++) {
@@ -298,6 +307,65 @@ static void test_queue_size(const void *opaque)
             dp_req_free(disk, req);
         }
         dp_assert_mode(vm, opaque);
+    }
+    dp_disk_free(disk);
+    dp_vm_quit(vm);
+}
+
+/*
+ * covers: PACK-7, PACK-14, PACK-16, PACK-17, PACK-25: what the device leaves
+ * in the first entry of a list, lap by lap.  QEMU's own path never sets WRITE.
+ */
+static void check_used_desc(DpDisk *disk, const DpReq *req, uint16_t pos,
+                            bool plane)
+{
+    uint16_t lap = 1 << VRING_PACKED_DESC_F_AVAIL |
+                   1 << VRING_PACKED_DESC_F_USED;
+    struct vring_packed_desc desc;
+
+    qtest_memread(disk->vm->qts, disk->vq->desc + 16 * (pos % disk->num),
+                  &desc, sizeof(desc));
+    g_assert_cmpuint(le16_to_cpu(desc.id), ==, req->head);
+    g_assert_cmpuint(le32_to_cpu(desc.len), ==, req->used_len);
+    if (pos >= disk->num) {
+        lap = 0;
+    }
+    if (plane && req->used_len) {
+        lap |= VRING_DESC_F_WRITE;
+    }
+    g_assert_cmphex(le16_to_cpu(desc.flags), ==, lap);
+}
+
+static void test_used_desc(const void *opaque)
+{
+    static const struct {
+        uint32_t type;
+        uint64_t sector;
+        uint32_t len;
+        uint8_t status;
+    } cases[] = {
+        { VIRTIO_BLK_T_IN, 0, 512, OK },
+        { VIRTIO_BLK_T_OUT, 0, 512, OK },
+        { VIRTIO_BLK_T_FLUSH, 0, 0, OK },
+        { VIRTIO_BLK_T_IN, CAPACITY, 512, IOERR },
+    };
+    const DpMode *mode = opaque;
+    DpVm *vm = dp_vm_file(mode, IMAGE_SIZE, "");
+    DpDisk *disk = dp_disk_probe(vm, "d0", DP_SLOT);
+
+    disk->want_num = 5;
+    dp_disk_start(disk, DP_F_ALL);
+    for (unsigned i = 0; i < 40; i++) {
+        unsigned c = i % ARRAY_SIZE(cases);
+        DpReq *req = dp_req(disk, cases[c].type, cases[c].sector,
+                            cases[c].len);
+        uint16_t pos = disk->used_idx;
+
+        req->framing = i % 3 ? DP_DIRECT : DP_INDIRECT;
+        g_assert_cmpint(dp_run(disk, req), ==, cases[c].status);
+        check_used_desc(disk, req, pos, mode->plane);
+        g_assert_cmpuint(disk->used_idx, ==, disk->avail_idx);
+        dp_req_free(disk, req);
     }
     dp_disk_free(disk);
     dp_vm_quit(vm);
@@ -988,6 +1056,7 @@ int main(int argc, char **argv)
         { "long-status", test_long_status },
         { "long-chain", test_long_chain },
         { "queue-size", test_queue_size },
+        { "used-desc", test_used_desc, DP_PACKED_RING },
         { "flush", test_flush },
         { "write-cache", test_write_cache },
         { "write-cache-toggle", test_write_cache_toggle },
@@ -1002,7 +1071,7 @@ int main(int argc, char **argv)
         { "intx", test_intx },
         { "batch", test_batch },
         { "batch-unmerged", test_batch_unmerged },
-        { "index-wrap", test_index_wrap },
+        { "index-wrap", test_index_wrap, DP_SPLIT_RING },
     };
 
     g_test_init(&argc, &argv, NULL);

@@ -306,7 +306,10 @@ static void finish_packed(DpDisk *disk, uint16_t id)
     g_array_append_val(disk->free_desc, id);
 }
 
-/* Walks as the device did, and leaves everything as it is */
+/*
+ * Walks as the device did, and leaves everything as it is.  A test may have
+ * used an ID that this driver does not know.
+ */
 static unsigned count_used_packed(DpDisk *disk)
 {
     uint16_t pos = disk->used_idx;
@@ -324,7 +327,7 @@ static unsigned count_used_packed(DpDisk *disk)
                 pos = advance(disk, pos, disk->entries[head]);
             } while (head != id);
         } else {
-            pos = advance(disk, pos, disk->entries[id]);
+            pos = advance(disk, pos, id < disk->num ? disk->entries[id] : 1);
             n++;
         }
     }
