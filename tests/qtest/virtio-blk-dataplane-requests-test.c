@@ -71,7 +71,8 @@ static void one_framing(DpDisk *disk, DpFraming framing, uint32_t len)
 /*
  * covers: BLKR-1, BLKR-2, BLKR-3, BLKR-4, BLKR-5, BLKR-6, BLKR-7, BLKR-8,
  * BLKR-9, BLKR-20, VQ-1, VQ-3, SPLIT-3, SPLIT-7, SPLIT-9, SPLIT-13, SPLIT-15,
- * SPLIT-20, SPLIT-21, SPLIT-22, SPLIT-23, SPLIT-24, SPLIT-25, ROBS-24
+ * SPLIT-20, SPLIT-21, SPLIT-22, SPLIT-23, SPLIT-24, SPLIT-25, ROBS-24, FEAT-9,
+ * VQ-5
  */
 static void test_read_write(const void *opaque)
 {
