@@ -30,7 +30,8 @@ class DiskError(Exception):
 class Disk:
     """One disk of the guest: 'name' is its device id and serial number."""
     name: str
-    iothread: str
+    #: its queues are spread over these
+    iothreads: List[str]
     path: str
     image_format: str
     #: the guest may overwrite it
@@ -39,6 +40,7 @@ class Disk:
     read_only: bool
     #: made for this run
     scratch: bool
+    queues: int = 1
 
     def describe(self) -> str:
         """For the report's heading."""
@@ -46,6 +48,17 @@ class Disk:
             return 'a scratch disk'
         access = ', only read' if self.read_only else ''
         return f'{self.path} ({self.image_format}{access})'
+
+    def describe_queues(self) -> str:
+        """Who serves them, for the report's heading."""
+        count = 'one queue' if self.queues == 1 else f'{self.queues} queues'
+        return f'{count} on {", ".join(self.iothreads)}'
+
+    def _iothread_properties(self) -> dict:
+        if len(self.iothreads) == 1:
+            return {'iothread': self.iothreads[0]}
+        return {'iothread-vq-mapping': [{'iothread': iothread}
+                                        for iothread in self.iothreads]}
 
     def arguments(self, aio: str, stock: bool) -> List[str]:
         """QEMU's command line for this disk."""
@@ -67,21 +80,27 @@ class Disk:
             'discard': 'unmap',
             'read-only': self.read_only,
         }
-        device = (f'virtio-blk-pci,id={self.name},drive={self.name}-node,'
-                  f'serial={self.name},iothread={self.iothread},num-queues=1')
+        device = {
+            'driver': 'virtio-blk-pci',
+            'id': self.name,
+            'drive': f'{self.name}-node',
+            'serial': self.name,
+            'num-queues': self.queues,
+            **self._iothread_properties(),
+        }
         if stock:
-            device += ',x-data-plane=off'
+            device['x-data-plane'] = 'off'
         return ['-blockdev', json.dumps(protocol),
                 '-blockdev', json.dumps(node),
-                '-device', device]
+                '-device', json.dumps(device)]
 
 
-def make_scratch(name: str, iothread: str, directory: str) -> Disk:
+def make_scratch(name: str, directory: str) -> Disk:
     """A sparse image in this directory, which is the caller's to remove."""
     path = os.path.join(directory, f'{name}.raw')
     with open(path, 'wb') as image:
         image.truncate(SCRATCH_SIZE)
-    return Disk(name, iothread, path, 'raw', full=True, read_only=False,
+    return Disk(name, [], path, 'raw', full=True, read_only=False,
                 scratch=True)
 
 
@@ -109,7 +128,7 @@ def open_user_disk(path: str, qemu_img: str, *, full: bool,
                         f'needs {FULL_TEST_SIZE >> 20} MiB')
     if size == 0:
         raise DiskError(f'{path} is empty: a disk needs at least one sector')
-    return Disk('d0', 'io0', path, info['format'], full=full,
+    return Disk('d0', [], path, info['format'], full=full,
                 read_only=read_only, scratch=False)
 
 

@@ -16,12 +16,17 @@ from records import DiskRecord, GuestRecord, fio_rows
 FULL_CHECKS = ('random', 'mixed', 'sizes', 'batches', 'flush', 'discard',
                'write-zeroes', 'mkfs', 'copy', 'compare', 'e2fsck', 'serial')
 READ_CHECKS = ('reads', 'samples')
+#: what a disk with several queues adds to them
+FULL_QUEUE_CHECKS = ('driver-queues', 'queues')
+READ_QUEUE_CHECKS = ('driver-queues', 'queue-reads')
 #: those of them that are jobs of fio, with results of their own
-FIO_CHECKS = ('random', 'mixed', 'sizes', 'batches', 'reads')
+FIO_CHECKS = ('random', 'mixed', 'sizes', 'batches', 'queues', 'reads',
+              'queue-reads')
 
 #: request types of the plane that each kind of test must have caused
 FULL_REQUESTS = ('reads', 'writes', 'flushes', 'discards', 'write-zeroes')
 READ_REQUESTS = ('reads',)
+ONLY_QUEUES_REQUESTS = ('reads', 'writes')
 
 REQUESTS = ('reads', 'writes', 'flushes', 'discards', 'write-zeroes', 'other')
 
@@ -64,10 +69,21 @@ def served_counts(info: dict) -> dict:
 
 # ---- what is wrong
 
-def disk_problems(disk: Disk, record: DiskRecord) -> Iterator[str]:
+def wanted_checks(disk: Disk, only_queues: bool) -> Tuple[str, ...]:
+    """The checks that the guest must have made on this disk."""
+    queues = FULL_QUEUE_CHECKS if disk.full else READ_QUEUE_CHECKS
+    if disk.queues == 1:
+        queues = ()
+    if only_queues and disk.full:
+        return queues
+    return (FULL_CHECKS if disk.full else READ_CHECKS) + queues
+
+
+def disk_problems(disk: Disk, record: DiskRecord,
+                  only_queues: bool = False) -> Iterator[str]:
     """What the guest's side of this disk shows."""
     reported = {check.name for check in record.checks}
-    for name in FULL_CHECKS if disk.full else READ_CHECKS:
+    for name in wanted_checks(disk, only_queues):
         if name not in reported:
             yield f'{disk.name}: the check "{name}" was never reached'
     for check in record.checks:
@@ -83,8 +99,28 @@ def disk_problems(disk: Disk, record: DiskRecord) -> Iterator[str]:
             yield f'{disk.name}: fio job "{name}" read nothing back'
 
 
-def plane_problems(disk: Disk, record: DiskRecord,
-                   info: Optional[dict]) -> Iterator[str]:
+def queue_problems(disk: Disk, info: dict) -> Iterator[str]:
+    """Each queue must have served requests, where it was to."""
+    queues = {queue['queue']: queue for queue in info.get('queues', [])}
+    for number in range(disk.queues):
+        queue = queues.get(number, {})
+        iothread = disk.iothreads[number % len(disk.iothreads)]
+        if not queue.get('completed'):
+            yield f'{disk.name}: queue {number} served no request'
+        elif queue.get('iothread') != iothread:
+            yield f'{disk.name}: queue {number} was served by ' \
+                  f'{queue.get("iothread")}, not by {iothread}'
+
+
+def wanted_requests(disk: Disk, only_queues: bool) -> Tuple[str, ...]:
+    """Request types that the test must have caused on this disk."""
+    if not disk.full:
+        return READ_REQUESTS
+    return ONLY_QUEUES_REQUESTS if only_queues else FULL_REQUESTS
+
+
+def plane_problems(disk: Disk, record: DiskRecord, info: Optional[dict],
+                   only_queues: bool = False) -> Iterator[str]:
     """Where the plane did not serve what the guest asked for."""
     if info is None:
         yield f'{disk.name}: this QEMU has no data plane'
@@ -93,7 +129,8 @@ def plane_problems(disk: Disk, record: DiskRecord,
         reason = info.get('reason', 'no reason given')
         yield f'{disk.name}: the data plane does not serve it ' \
               f'({info["state"]}: {reason})'
-    for request in FULL_REQUESTS if disk.full else READ_REQUESTS:
+    yield from queue_problems(disk, info)
+    for request in wanted_requests(disk, only_queues):
         if total(info, request) == 0:
             yield f'{disk.name}: the data plane counted no {request}'
     yield from shortfalls(disk.name, record.stat, served_counts(info))
@@ -216,7 +253,7 @@ def disk_report(disk: Disk, record: DiskRecord, info: Optional[dict],
     """The whole block about one disk."""
     lines = ['', f'Disk {disk.name}: {disk.describe()}, '
              f'{record.size >> 20} MiB, /dev/{record.device or "?"}, '
-             f'one queue on {disk.iothread}',
+             f'{disk.describe_queues()}',
              '', ' What the guest did', *fio_table(record),
              *check_lines(record), '']
     if stock:

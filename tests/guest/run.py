@@ -51,6 +51,9 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument('--format', action='store_true')
     parser.add_argument('--read-only', action='store_true')
     parser.add_argument('--iothreads', type=int, default=1)
+    parser.add_argument('--queues', type=int, default=1)
+    parser.add_argument('--spread', action='store_true')
+    parser.add_argument('--only-queues', action='store_true')
     parser.add_argument('--aio', default='threads')
     parser.add_argument('--accel', choices=('auto', 'tcg', 'kvm'),
                         default='auto')
@@ -72,9 +75,10 @@ class Progress:
         print(f'[{seconds:4.0f} s] {text}', flush=True)
 
 
-def guest_command(accel: str, kernel_words: List[str]) -> List[str]:
-    """QEMU's command line without disks and ports."""
-    cpus = min(2, os.cpu_count() or 1)
+def guest_command(accel: str, kernel_words: List[str],
+                  cpus: int = 1) -> List[str]:
+    """QEMU's command line without disks and ports, with CPUs at least."""
+    cpus = max(cpus, min(2, os.cpu_count() or 1))
     return [
         QEMU, '-nodefaults', '-no-user-config', '-display', 'none',
         '-machine', 'q35', '-accel', accel,
@@ -130,16 +134,22 @@ async def choose_accel(wanted: str, qmp, run_dir: str,
 
 
 def make_disks(options: argparse.Namespace, run_dir: str) -> List[disks.Disk]:
-    """The user's disk first, then scratch disks: one per IOThread."""
+    """
+    The user's disk first, then scratch disks: one per IOThread, or one for
+    all of them.
+    """
     result = []
     if options.disk:
         result.append(disks.open_user_disk(
             options.disk, QEMU_IMG, full=options.format,
             read_only=options.read_only
             or not (options.format or options.shell)))
-    for number in range(len(result), options.iothreads):
-        result.append(disks.make_scratch(f'd{number}', f'io{number}',
-                                         run_dir))
+    iothreads = [f'io{number}' for number in range(options.iothreads)]
+    for number in range(len(result), 1 if options.spread else len(iothreads)):
+        result.append(disks.make_scratch(f'd{number}', run_dir))
+    for number, disk in enumerate(result):
+        disk.iothreads = iothreads if options.spread else [iothreads[number]]
+        disk.queues = options.queues
     return result
 
 
@@ -150,7 +160,9 @@ def full_command(options: argparse.Namespace, accel: str,
     read = ','.join(disk.name for disk in guest_disks if not disk.full)
     command = guest_command(accel, [
         f'dp.mode={"shell" if options.shell else "test"}',
-        f'dp.full={full}', f'dp.read={read}'])
+        f'dp.full={full}', f'dp.read={read}', f'dp.queues={options.queues}',
+        f'dp.only={"queues" if options.only_queues else ""}'],
+        options.queues)
     for number in range(options.iothreads):
         command += ['-object', f'iothread,id=io{number}']
     for disk in guest_disks:
@@ -219,11 +231,13 @@ class TestRun:
         for disk in self._disks:
             record = self.guest.disk(disk.name)
             info = self.infos.get(disk.name)
-            found.extend(report.disk_problems(disk, record))
+            found.extend(report.disk_problems(disk, record,
+                                              self._options.only_queues))
             if self._options.stock:
                 found.extend(report.stock_problems(disk, info))
             elif self.guest.done:
-                found.extend(report.plane_problems(disk, record, info))
+                found.extend(report.plane_problems(
+                    disk, record, info, self._options.only_queues))
             found.extend(report.final_problems(
                 disk, self.last_infos.get(disk.name)))
             found.extend(self._sample_problems(disk))

@@ -13,8 +13,10 @@ import report
 from disks import Disk
 from records import GuestRecord
 
-DISK = Disk('d0', 'io0', '/dev/null', 'raw', full=True, read_only=False,
+DISK = Disk('d0', ['io0'], '/dev/null', 'raw', full=True, read_only=False,
             scratch=True)
+SPREAD = Disk('d0', ['io0', 'io1'], '/dev/null', 'raw', full=True,
+              read_only=False, scratch=True, queues=3)
 STAT = '10 0 80 5 20 0 160 5 0 10 10 2 0 99 1 3 1'
 JOB = '{"jobs": [{"error": 0, "read": {"total_ios": 1}, "write": {}}]}'
 INFO = {
@@ -128,6 +130,25 @@ class Verdict(unittest.TestCase):
         """Each type of request must have been there."""
         for name in report.FULL_REQUESTS:
             self.assertTrue(self.plane(with_queue(**{name: 0})), name)
+
+    def test_queue_checks_must_be_there(self):
+        """A disk with several queues must have been tested as such."""
+        problems = list(report.disk_problems(SPREAD, self.record))
+        self.assertEqual(len(problems), len(report.FULL_QUEUE_CHECKS))
+
+    def test_queues(self):
+        """Each queue served something, on the IOThread that it belongs to."""
+        info = copy.deepcopy(INFO)
+        for number, iothread in ((1, 'io1'), (2, 'io0')):
+            info['queues'].append({**info['queues'][0], 'queue': number,
+                                   'iothread': iothread})
+        self.assertEqual(list(report.queue_problems(SPREAD, info)), [])
+        for change in ({'completed': 0}, {'iothread': 'io7'}, {'queue': 7}):
+            for number in range(3):
+                wrong = copy.deepcopy(info)
+                wrong['queues'][number].update(change)
+                self.assertEqual(
+                    len(list(report.queue_problems(SPREAD, wrong))), 1)
 
     def test_left_over(self):
         """Requests that never ended, or that failed."""

@@ -128,6 +128,22 @@ run_fio() {
     return $fio_result
 }
 
+# run_queues ID DEVICE JOB OPTIONS...: a job of fio on each CPU, if the disk
+# has more than one queue. Linux gives each CPU a queue of its own, if there
+# are as many.
+run_queues() {
+    queues=$(parameter dp.queues)
+    [ "$queues" -gt 1 ] || return 0
+    queues_id=$1 queues_device=$2 queues_job=$3
+    shift 3
+    export JOBS="$queues" LAST_CPU=$((queues - 1))
+    check "$queues_id" driver-queues "$queues queues used by the driver" \
+        [ "$(find "/sys/block/$queues_device/mq" -mindepth 1 -maxdepth 1 |
+             wc -l)" = "$queues" ]
+    run_fio "$queues_id" "$queues_device" "$queues_job" \
+        "$queues queues at once" "$@"
+}
+
 # record_stat ID DEVICE: the guest's own count of its requests
 record_stat() {
     # shellcheck disable=SC2046 # the fields are words of the record
