@@ -55,17 +55,19 @@ class Config:
     A machine with its disk.
 
     throttled: the disk stands on a throttle filter, for good
+    packed: offers packed and in-order rings; the driver chooses at each start
     """
     name: str
     queues: int
     iothreads: int
     form: str
     throttled: bool = False
+    packed: bool = False
 
 
 CONFIGS = (
     Config('four-queues', 4, 2, 'qcow2'),
-    Config('one-queue', 1, 1, 'raw'),
+    Config('one-queue', 1, 1, 'raw', packed=True),
     Config('throttle-filter', 2, 2, 'qcow2', True),
 )
 
@@ -356,6 +358,8 @@ class Machine:
         else:
             device['iothread-vq-mapping'] = [
                 {'iothread': f'io{i}'} for i in range(self.config.iothreads)]
+        if self.config.packed:
+            device.update({'packed': True, 'in_order': True})
         if self.tools.stock:
             device['x-data-plane'] = 'off'
         return device

@@ -108,7 +108,7 @@ static void forget_queues(SoakDevice *dev)
 }
 
 bool soak_device_reset(SoakDevice *dev, bool indirect, bool event_idx,
-                       GError **errp)
+                       bool packed, bool in_order, GError **errp)
 {
     static const uint64_t more = 1ull << SOAK_F_FLUSH |
                                  1ull << SOAK_F_DISCARD |
@@ -127,6 +127,12 @@ bool soak_device_reset(SoakDevice *dev, bool indirect, bool event_idx,
         return false;
     }
     parent->features |= offered & more;
+    if (packed) {
+        parent->features |= offered & (1ull << BENCH_F_RING_PACKED);
+    }
+    if (in_order) {
+        parent->features |= offered & (1ull << BENCH_F_IN_ORDER);
+    }
     if (!bench_pci_set_features(&dev->pci, parent->features, errp)) {
         return false;
     }

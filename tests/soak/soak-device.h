@@ -61,11 +61,13 @@ bool soak_device_probe(SoakDevice *dev, GError **errp);
 
 /**
  * soak_device_reset: write 0 to the device's status, and negotiate anew
+ * @packed: use packed rings if they are offered, else split ones
+ * @in_order: likewise
  *
  * Returns: false with @errp set if the device cannot do what is wished
  */
 bool soak_device_reset(SoakDevice *dev, bool indirect, bool event_idx,
-                       GError **errp);
+                       bool packed, bool in_order, GError **errp);
 
 /**
  * soak_device_start: hand the queues over and let the device begin

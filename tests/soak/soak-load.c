@@ -66,6 +66,7 @@ typedef struct Slot {
     RequestMemory *mem;
     uint64_t mem_addr;
     BenchDesc *desc;            /* MAX_DESCS of them, wherever they are */
+    BenchDesc to_table;         /* what stands in the ring for a table */
     uint16_t first_desc;        /* index of the first among its equals */
     uint8_t *own;               /* its data in the guest's own memory */
     uint64_t own_addr;
@@ -172,6 +173,7 @@ void soak_load_free(SoakLoad *load)
         return;
     }
     for (unsigned i = 0; i < load->num_queues; i++) {
+        bench_ring_cleanup(&load->queues[i].ring);
         g_free(load->queues[i].slots);
     }
     g_free(load->queues);
@@ -180,6 +182,17 @@ void soak_load_free(SoakLoad *load)
 }
 
 /* Starting and leaving */
+
+/* The table of slot @j has @n entries now */
+static void refer_to_table(Queue *q, Slot *slot, unsigned j, unsigned n)
+{
+    slot->to_table = bench_ring_desc(&q->ring, slot->mem_addr,
+                                     n * sizeof(BenchDesc),
+                                     BENCH_DESC_INDIRECT, 0);
+    if (bench_ring_has_places(&q->ring)) {
+        q->ring.desc[j] = slot->to_table;
+    }
+}
 
 static void place_descriptors(SoakLoad *load, Queue *q)
 {
@@ -190,12 +203,8 @@ static void place_descriptors(SoakLoad *load, Queue *q)
         slot->desc = load->indirect ? slot->mem->table
                                     : &q->ring.desc[slot->first_desc];
         if (load->indirect) {
-            q->ring.desc[j] = (BenchDesc) {
-                .addr = slot->mem_addr,
-                /* Who looks at the ring from outside may see this. */
-                .len = sizeof(slot->mem->table),
-                .flags = BENCH_DESC_INDIRECT,
-            };
+            /* Who looks at the ring from outside may see this. */
+            refer_to_table(q, slot, j, MAX_DESCS);
         }
     }
 }
@@ -203,11 +212,11 @@ static void place_descriptors(SoakLoad *load, Queue *q)
 static bool lay_out_rings(SoakLoad *load, GError **errp)
 {
     BenchDevice *dev = &load->dev->parent;
-    bool event_idx = bench_device_has(dev, BENCH_F_EVENT_IDX);
+    bool packed = bench_device_has(dev, BENCH_F_RING_PACKED);
 
     dev->mem->next = load->rings;
     for (unsigned i = 0; i < load->num_queues; i++) {
-        bench_ring_layout(&dev->queues[i], dev->mem);
+        bench_ring_layout(&dev->queues[i], packed, dev->mem);
         if (load->depth * MAX_DESCS > dev->queues[i].size) {
             g_set_error(errp, BENCH_ERROR, 0, "%u requests do not fit into a "
                         "queue of %u entries: lower --depth", load->depth,
@@ -219,7 +228,10 @@ static bool lay_out_rings(SoakLoad *load, GError **errp)
     for (unsigned i = 0; i < load->num_queues; i++) {
         Queue *q = &load->queues[i];
 
-        bench_ring_init(&q->ring, &dev->queues[i], dev->mem, event_idx);
+        /* Without a table a chain stays in its place, and may be shorter. */
+        bench_ring_cleanup(&q->ring);
+        bench_ring_init(&q->ring, &dev->queues[i], dev,
+                        load->indirect ? 1 : MAX_DESCS);
         place_descriptors(load, q);
     }
     return true;
@@ -227,8 +239,12 @@ static bool lay_out_rings(SoakLoad *load, GError **errp)
 
 bool soak_load_start(SoakLoad *load, GError **errp)
 {
-    load->indirect = below(load, 2);
-    if (!soak_device_reset(load->dev, load->indirect, below(load, 2), errp) ||
+    bool elsewhere = below(load, 2);
+
+    /* Only a table may have another length each time, if not in its place. */
+    load->indirect = elsewhere || below(load, 2);
+    if (!soak_device_reset(load->dev, load->indirect, below(load, 2),
+                           elsewhere && below(load, 3), elsewhere, errp) ||
         !soak_load_leave(load, false, errp) ||
         !lay_out_rings(load, errp) ||
         !soak_device_start(load->dev, errp) ||
@@ -470,27 +486,28 @@ static unsigned set_data(SoakLoad *load, Queue *q, Slot *slot)
     }
 }
 
-static void link_chain(Slot *slot, unsigned data)
+static void link_chain(const Queue *q, Slot *slot, unsigned data)
 {
+    const BenchRing *ring = &q->ring;
+    uint16_t next = slot->first_desc;
     bool to_driver = slot->type == TYPE_IN || slot->type == TYPE_GET_ID;
 
-    slot->desc[0].addr = slot->mem_addr + offsetof(RequestMemory, header);
-    slot->desc[0].len = sizeof(RequestHeader);
-    slot->desc[0].flags = BENCH_DESC_NEXT;
-    slot->desc[data + 1] = (BenchDesc) {
-        .addr = slot->mem_addr + offsetof(RequestMemory, status),
-        .len = 1,
-        .flags = BENCH_DESC_WRITE,
-    };
+    slot->desc[0] = bench_ring_desc(ring, slot->mem_addr +
+                                          offsetof(RequestMemory, header),
+                                    sizeof(RequestHeader), BENCH_DESC_NEXT,
+                                    ++next);
     slot->writable = 1;
-    for (unsigned i = 0; i <= data; i++) {
-        slot->desc[i].next = slot->first_desc + i + 1;
-        if (i > 0) {
-            slot->desc[i].flags = BENCH_DESC_NEXT |
-                                  (to_driver ? BENCH_DESC_WRITE : 0);
-            slot->writable += to_driver ? slot->desc[i].len : 0;
-        }
+    for (unsigned i = 1; i <= data; i++) {
+        slot->writable += to_driver ? slot->desc[i].len : 0;
+        slot->desc[i] = bench_ring_desc(ring, slot->desc[i].addr,
+                                        slot->desc[i].len,
+                                        to_driver ? BENCH_DESC_NEXT |
+                                                    BENCH_DESC_WRITE
+                                                  : BENCH_DESC_NEXT, ++next);
     }
+    slot->desc[data + 1] =
+        bench_ring_desc(ring, slot->mem_addr + offsetof(RequestMemory, status),
+                        1, BENCH_DESC_WRITE, 0);
 }
 
 static void make_request(SoakLoad *load, Queue *q, unsigned j)
@@ -506,7 +523,7 @@ static void make_request(SoakLoad *load, Queue *q, unsigned j)
         return;
     }
     data = set_data(load, q, slot);
-    link_chain(slot, data);
+    link_chain(q, slot, data);
     slot->mem->header = (RequestHeader) {
         .type = slot->type,
         .sector = slot->block * (SOAK_BLOCK / SOAK_SECTOR),
@@ -518,9 +535,10 @@ static void make_request(SoakLoad *load, Queue *q, unsigned j)
         q->progress_ns = slot->start_ns;
     }
     if (load->indirect) {
-        q->ring.desc[j].len = (data + 2) * sizeof(BenchDesc);
+        refer_to_table(q, slot, j, data + 2);
     }
-    bench_ring_add(&q->ring, load->indirect ? j : slot->first_desc);
+    bench_ring_add(&q->ring, load->indirect ? j : slot->first_desc,
+                   &slot->to_table);
 }
 
 static void expose(SoakLoad *load, Queue *q)
@@ -529,7 +547,8 @@ static void expose(SoakLoad *load, Queue *q)
     int fd = q->ring.queue->kick_fd;
 
     if (load->drop_kicks) {
-        load->drop_kicks -= q->ring.avail_idx != q->ring.exposed_idx;
+        load->drop_kicks -= q->ring.hidden ||
+                            q->ring.avail_idx != q->ring.exposed_idx;
         q->ring.queue->kick_fd = -1;
     }
     bench_ring_expose(&q->ring);
