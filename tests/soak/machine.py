@@ -307,7 +307,11 @@ class Machine:
 
     def __enter__(self) -> 'Machine':
         os.makedirs(self.work, exist_ok=True)
-        self.driver = Driver(self._command(), self.log, self.work)
+        try:
+            self.driver = Driver(self._command(), self.log, self.work)
+        except BaseException:
+            shutil.rmtree(self.work, ignore_errors=True)
+            raise
         try:
             self.qmp = self.monitor('qmp')
             self.driver.cmd('start')
