@@ -71,6 +71,20 @@ static void wait_decided(DpDisk *disk, const DpInfo *before, int64_t n)
              before->sent + before->suppressed + n);
 }
 
+/* A request is notified, or not, and counted as such */
+static void check_decision(DpDisk *disk, bool irq)
+{
+    DpInfo before, after;
+
+    dp_info(disk->vm, "d0", &before);
+    run_silently(disk);
+    wait_decided(disk, &before, 1);
+    dp_info(disk->vm, "d0", &after);
+    g_assert_cmpint(after.sent - before.sent, ==, irq);
+    g_assert_cmpint(after.suppressed - before.suppressed, ==, !irq);
+    g_assert_cmpint(irq_after_all(disk), ==, irq);
+}
+
 /*
  * covers: SPLIT-30, SPLIT-31, SPLIT-32, ROBS-25: without EVENT_IDX bit 0 of
  * the flags decides, and used_event is not looked at
@@ -90,18 +104,9 @@ static void test_flags(const void *opaque)
     DpDisk *disk = dp_disk_new(vm, DP_F_PLAIN);
 
     for (unsigned i = 0; i < ARRAY_SIZE(cases); i++) {
-        DpInfo before, after;
-
         set_flags(disk, cases[i].flags);
         set_used_event(disk, cases[i].used_event);
-        dp_info(vm, "d0", &before);
-        run_silently(disk);
-        wait_decided(disk, &before, 1);
-        dp_info(vm, "d0", &after);
-        g_assert_cmpint(after.sent - before.sent, ==, cases[i].irq);
-        g_assert_cmpint(after.suppressed - before.suppressed, ==,
-                        !cases[i].irq);
-        g_assert_cmpint(irq_after_all(disk), ==, cases[i].irq);
+        check_decision(disk, cases[i].irq);
     }
     dp_disk_free(disk);
     dp_vm_quit(vm);
@@ -126,18 +131,9 @@ static void test_driver_area(const void *opaque)
     DpDisk *disk = dp_disk_new(vm, DP_F_PLAIN);
 
     for (unsigned i = 0; i < ARRAY_SIZE(cases); i++) {
-        DpInfo before, after;
-
         qtest_writew(vm->qts, disk->vq->avail, cases[i].off_wrap);
         qtest_writew(vm->qts, disk->vq->avail + 2, cases[i].flags);
-        dp_info(vm, "d0", &before);
-        run_silently(disk);
-        wait_decided(disk, &before, 1);
-        dp_info(vm, "d0", &after);
-        g_assert_cmpint(after.sent - before.sent, ==, cases[i].irq);
-        g_assert_cmpint(after.suppressed - before.suppressed, ==,
-                        !cases[i].irq);
-        g_assert_cmpint(irq_after_all(disk), ==, cases[i].irq);
+        check_decision(disk, cases[i].irq);
     }
     dp_disk_free(disk);
     dp_vm_quit(vm);

@@ -202,23 +202,6 @@ static void start_at(TestQueue *q, uint16_t idx)
     driver_set_used_idx(&q->drv, idx);
 }
 
-static void use_batch(TestQueue *q, unsigned n)
-{
-    uint32_t id, len;
-
-    for (unsigned i = 0; i < n; i++) {
-        VirtQueueElement elem;
-
-        driver_offer_buffer(&q->drv, i, DATA_BASE, 1, true);
-        g_assert_cmpint(vring_pop(&q->vring, &elem, &q->buf), ==, 1);
-        vring_push(&q->vring, &elem, &q->buf, 1);
-    }
-    g_assert_cmpuint(vring_publish(&q->vring), ==, n);
-    for (unsigned i = 0; i < n; i++) {
-        g_assert_true(driver_take(&q->drv, &id, &len));
-    }
-}
-
 static void test_used(const void *opaque)
 {
     const UsedCase *c = opaque;
@@ -242,7 +225,7 @@ static void test_used(const void *opaque)
         }
         for (unsigned i = 0; i < CASE_STEPS && c->step[i].batch; i++) {
             g_test_message("step %u", i);
-            use_batch(&q, c->step[i].batch);
+            test_queue_use_batch(&q, c->step[i].batch);
             g_assert_cmpint(vring_should_notify(&q.vring), ==,
                             c->step[i].notify);
         }
@@ -265,7 +248,7 @@ static void test_on_empty_in_flight(void)
     vring_buffer_init(&buf);
     driver_offer_buffer(&q.drv, 7, DATA_BASE, 1, true);
     g_assert_cmpint(vring_pop(&q.vring, &elem, &buf), ==, 1);
-    use_batch(&q, 2);
+    test_queue_use_batch(&q, 2);
     g_assert_false(vring_should_notify(&q.vring));
     vring_push(&q.vring, &elem, &buf, 0);
     g_assert_cmpuint(vring_publish(&q.vring), ==, 1);
@@ -307,7 +290,7 @@ static void test_event_idx_exhaustive(void)
             for (int place = -12; place < 20; place++) {
                 start_at(&q, starts[s]);
                 driver_set_used_event(&q.drv, starts[s] + place);
-                use_batch(&q, n);
+                test_queue_use_batch(&q, n);
                 g_assert_cmpint(vring_should_notify(&q.vring), ==,
                                 place >= 0 && place < (int)n);
             }
@@ -321,7 +304,7 @@ static void use_pieces(TestQueue *q, const unsigned *piece, unsigned n)
 {
     for (unsigned i = 0; i < n; i++) {
         g_assert_cmpuint(vring_unpublished(&q->vring), ==, 0);
-        use_batch(q, piece[i]);
+        test_queue_use_batch(q, piece[i]);
     }
 }
 

@@ -41,29 +41,11 @@ static void use_list(TestQueue *q, unsigned n)
     test_queue_use(q, &elem, 1);
 }
 
-/* @n buffers of one descriptor each, published together */
-static void use_batch(TestQueue *q, unsigned n)
-{
-    uint32_t id, len;
-
-    for (unsigned i = 0; i < n; i++) {
-        VirtQueueElement elem;
-
-        driver_offer_buffer(&q->drv, i, DATA_BASE, 1, true);
-        g_assert_cmpint(vring_pop(&q->vring, &elem, &q->buf), ==, 1);
-        vring_push(&q->vring, &elem, &q->buf, 1);
-    }
-    g_assert_cmpuint(vring_publish(&q->vring), ==, n);
-    for (unsigned i = 0; i < n; i++) {
-        g_assert_true(driver_take(&q->drv, &id, &len));
-    }
-}
-
 /* Uses buffers up to position @pos, all of them notified already */
 static void go_to(TestQueue *q, unsigned pos)
 {
     while (q->drv.used_pos != pos) {
-        use_batch(q, 1);
+        test_queue_use_batch(q, 1);
     }
     vring_should_notify(&q->vring);
 }
@@ -123,7 +105,7 @@ static void test_flags(const void *opaque)
     go_to(&q, 0);
     driver_set_irq_event(&q.drv, c->off_wrap, c->flags);
     for (unsigned i = 0; i < 20; i++) {
-        use_batch(&q, 1 + i % 5);
+        test_queue_use_batch(&q, 1 + i % 5);
         g_assert_cmpint(vring_should_notify(&q.vring), ==, c->notify);
     }
     test_queue_cleanup(&q);
@@ -147,7 +129,7 @@ static void test_event_exhaustive(void)
                 go_to(&q, start);
                 await(&q, place);
                 if (i % 2) {
-                    use_batch(&q, n);
+                    test_queue_use_batch(&q, n);
                 } else {
                     use_list(&q, n);
                 }
@@ -172,19 +154,19 @@ static void test_event_moves(void)
     go_to(&q, 0);
     for (unsigned i = 0; i < 50; i++) {
         await(&q, 2);
-        use_batch(&q, 1);
+        test_queue_use_batch(&q, 1);
         g_assert_false(vring_should_notify(&q.vring));
-        use_batch(&q, 1);
+        test_queue_use_batch(&q, 1);
         g_assert_false(vring_should_notify(&q.vring));
-        use_batch(&q, 1);
+        test_queue_use_batch(&q, 1);
         g_assert_true(vring_should_notify(&q.vring));
-        use_batch(&q, 1);
+        test_queue_use_batch(&q, 1);
         g_assert_false(vring_should_notify(&q.vring));
     }
     /* Left where it is, it comes once in two laps */
     await(&q, 3);
     for (unsigned i = 0; i < 100; i++) {
-        use_batch(&q, 1);
+        test_queue_use_batch(&q, 1);
         g_assert_cmpint(vring_should_notify(&q.vring), ==, i % 10 == 3);
     }
     test_queue_cleanup(&q);
@@ -227,7 +209,7 @@ static void test_pieces(void)
             go_to(&q, start);
             await(&q, place);
             for (unsigned k = 0; k < 3 && pieces[i][k]; k++) {
-                use_batch(&q, pieces[i][k]);
+                test_queue_use_batch(&q, pieces[i][k]);
             }
             check_pieces(&q, place % (2 * num), total);
         }
@@ -243,9 +225,9 @@ static void test_pieces_flags(void)
     notify_queue_init(&q, 8, false);
     for (unsigned flags = 0; flags < 2; flags++) {
         driver_set_irq_event(&q.drv, 0, !flags);
-        use_batch(&q, 2);
-        use_batch(&q, 8);
-        use_batch(&q, 1);
+        test_queue_use_batch(&q, 2);
+        test_queue_use_batch(&q, 8);
+        test_queue_use_batch(&q, 1);
         driver_set_irq_event(&q.drv, 0, flags);
         g_assert_cmpint(vring_should_notify(&q.vring), ==, !flags);
     }
@@ -266,10 +248,10 @@ static void test_garbage_offset(void)
         uint16_t off_wrap = offsets[i / 40] | (i % 2 ? EVENT_WRAP : 0);
 
         driver_set_irq_event(&q.drv, off_wrap, EVENT_DESC);
-        use_batch(&q, 1 + i % 5);
+        test_queue_use_batch(&q, 1 + i % 5);
         vring_should_notify(&q.vring);
         await(&q, i % 10);
-        use_batch(&q, 1);
+        test_queue_use_batch(&q, 1);
         g_assert_cmpint(vring_should_notify(&q.vring), ==, i % 10 == 0);
     }
     test_queue_cleanup(&q);
@@ -402,7 +384,7 @@ static void test_kick_structure_is_clean(void)
             } else if (i % 3 == 1) {
                 vring_enable_notification(&q.vring);
             }
-            use_batch(&q, 1 + i % 3);
+            test_queue_use_batch(&q, 1 + i % 3);
             vring_should_notify(&q.vring);
             g_assert_cmphex(driver_kick_flags(&q.drv), <=,
                             event_idx ? EVENT_DESC : EVENT_DISABLE);

@@ -800,26 +800,6 @@ static const TableCase table_cases[] = {
     },
 };
 
-static void check_vectors(TestQueue *q, const VirtQueueElement *elem,
-                          const TestDesc *vector, unsigned n)
-{
-    unsigned out = 0, in = 0;
-
-    for (unsigned i = 0; i < n; i++) {
-        bool is_write = vector[i].flags & WRITE;
-        unsigned j = is_write ? in++ : out++;
-        const struct iovec *sg = is_write ? &elem->in_sg[j]
-                                          : &elem->out_sg[j];
-        hwaddr addr = is_write ? elem->in_addr[j] : elem->out_addr[j];
-
-        g_assert_cmphex(addr, ==, vector[i].addr);
-        g_assert_cmpuint(sg->iov_len, ==, vector[i].len);
-        g_assert(sg->iov_base == test_memory_host(q->mem, addr));
-    }
-    g_assert_cmpuint(elem->out_num, ==, out);
-    g_assert_cmpuint(elem->in_num, ==, in);
-}
-
 /* covers: PACK-35: with lists between them, over three laps */
 static void test_table(const void *opaque)
 {
@@ -839,7 +819,7 @@ static void test_table(const void *opaque)
     for (unsigned i = 0; i < 15; i++) {
         driver_offer_chain(&q.drv, 0xabcd, c->list, n);
         pop(&q, &flight, 0xabcd, n);
-        check_vectors(&q, &flight.elem, c->vector, c->vectors);
+        test_check_vectors(&q, &flight.elem, c->vector, c->vectors);
         test_queue_use_buf(&q, &flight.elem, &flight.buf, i);
         run_list(&q, i, 1 + i % 3, 1, 0);
     }

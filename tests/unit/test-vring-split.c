@@ -603,26 +603,6 @@ static const ChainCase chain_cases[] = {
     },
 };
 
-static void check_vectors(TestQueue *q, const VirtQueueElement *elem,
-                          const TestDesc *vector, unsigned n)
-{
-    unsigned out = 0, in = 0;
-
-    for (unsigned i = 0; i < n; i++) {
-        bool is_write = vector[i].flags & WRITE;
-        unsigned j = is_write ? in++ : out++;
-        const struct iovec *sg = is_write ? &elem->in_sg[j]
-                                          : &elem->out_sg[j];
-        hwaddr addr = is_write ? elem->in_addr[j] : elem->out_addr[j];
-
-        g_assert_cmphex(addr, ==, vector[i].addr);
-        g_assert_cmpuint(sg->iov_len, ==, vector[i].len);
-        g_assert(sg->iov_base == test_memory_host(q->mem, addr));
-    }
-    g_assert_cmpuint(elem->out_num, ==, out);
-    g_assert_cmpuint(elem->in_num, ==, in);
-}
-
 static void test_chain(const void *opaque)
 {
     const ChainCase *c = opaque;
@@ -641,7 +621,7 @@ static void test_chain(const void *opaque)
                                                      : CASE_DESCS);
         driver_offer(&q.drv, 0);
         g_assert_cmpint(vring_pop(&q.vring, &elem, &q.buf), ==, 1);
-        check_vectors(&q, &elem, c->vector, c->vectors);
+        test_check_vectors(&q, &elem, c->vector, c->vectors);
         test_queue_use(&q, &elem, 0);
         test_queue_cleanup(&q);
     }

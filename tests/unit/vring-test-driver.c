@@ -712,3 +712,40 @@ void test_queue_fail(TestQueue *q, VringError err)
     g_assert_cmpuint(test_memory_all_dirty(q->mem), ==, 0);
     g_assert_cmpuint(test_memory_mappings(q->mem), ==, 0);
 }
+
+void test_queue_use_batch(TestQueue *q, unsigned n)
+{
+    uint32_t id, len;
+
+    for (unsigned i = 0; i < n; i++) {
+        VirtQueueElement elem;
+
+        driver_offer_buffer(&q->drv, i, DATA_BASE, 1, true);
+        g_assert_cmpint(vring_pop(&q->vring, &elem, &q->buf), ==, 1);
+        vring_push(&q->vring, &elem, &q->buf, 1);
+    }
+    g_assert_cmpuint(vring_publish(&q->vring), ==, n);
+    for (unsigned i = 0; i < n; i++) {
+        g_assert_true(driver_take(&q->drv, &id, &len));
+    }
+}
+
+void test_check_vectors(TestQueue *q, const VirtQueueElement *elem,
+                        const TestDesc *vector, unsigned n)
+{
+    unsigned out = 0, in = 0;
+
+    for (unsigned i = 0; i < n; i++) {
+        bool is_write = vector[i].flags & WRITE;
+        unsigned j = is_write ? in++ : out++;
+        const struct iovec *sg = is_write ? &elem->in_sg[j]
+                                          : &elem->out_sg[j];
+        hwaddr addr = is_write ? elem->in_addr[j] : elem->out_addr[j];
+
+        g_assert_cmphex(addr, ==, vector[i].addr);
+        g_assert_cmpuint(sg->iov_len, ==, vector[i].len);
+        g_assert(sg->iov_base == test_memory_host(q->mem, addr));
+    }
+    g_assert_cmpuint(elem->out_num, ==, out);
+    g_assert_cmpuint(elem->in_num, ==, in);
+}

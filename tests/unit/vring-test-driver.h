@@ -280,6 +280,18 @@ void test_queue_use_buf(TestQueue *q, const VirtQueueElement *elem,
                         VringBuffer *buf, uint32_t len);
 
 /**
+ * test_queue_use_batch: @n buffers of one descriptor each, published together
+ */
+void test_queue_use_batch(TestQueue *q, unsigned n);
+
+/**
+ * test_check_vectors: see that an element consists of @n vectors, in any mix
+ *                     of directions, each where it belongs
+ */
+void test_check_vectors(TestQueue *q, const VirtQueueElement *elem,
+                        const TestDesc *vector, unsigned n);
+
+/**
  * test_queue_run: one buffer of its own from the driver through the device
  * @i: split: descriptor, also made the head; packed: buffer id
  */

@@ -109,6 +109,17 @@ void vring_area_set_dirty(const VringArea *area, uint32_t offset,
                           uint32_t len);
 
 /**
+ * vring_area_set_slots_dirty: same, for slots of an array that is circular
+ * @base: where slot 0 stands, in bytes from the start of the area
+ * @size: bytes of a slot; there are config.num of them
+ * @from: first slot, below config.num
+ * @count: number of slots, up to config.num
+ */
+void vring_area_set_slots_dirty(const Vring *vring, const VringArea *area,
+                                uint32_t base, uint32_t size, unsigned from,
+                                unsigned count);
+
+/**
  * vring_mark_dirty: note that the device wrote to one of the ring's areas
  * @offset: bytes from the start of the area
  * @len: bytes

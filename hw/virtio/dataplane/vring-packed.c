@@ -261,19 +261,6 @@ static unsigned packed_first_unpublished(const Vring *vring)
     return used >= slots ? used - slots : used + vring->config.num - slots;
 }
 
-static void packed_mark_published(Vring *vring, unsigned from)
-{
-    unsigned count = vring->unpublished_slots;
-    unsigned first = MIN(count, vring->config.num - from);
-
-    if (likely(!vring_area_is_logged(&vring->desc))) {
-        return;
-    }
-    vring_area_set_dirty(&vring->desc, from * sizeof(VringDesc),
-                     first * sizeof(VringDesc));
-    vring_area_set_dirty(&vring->desc, 0, (count - first) * sizeof(VringDesc));
-}
-
 void vring_packed_publish(Vring *vring)
 {
     unsigned from = packed_first_unpublished(vring);
@@ -282,7 +269,10 @@ void vring_packed_publish(Vring *vring)
     smp_wmb();
     vring_store16(vring->swap, &vring_desc_at(vring, from)->packed.flags,
                   vring->first_flags);
-    packed_mark_published(vring, from);
+    if (unlikely(vring_area_is_logged(&vring->desc))) {
+        vring_area_set_slots_dirty(vring, &vring->desc, 0, sizeof(VringDesc),
+                                   from, vring->unpublished_slots);
+    }
     vring->unsignalled_slots += vring->unpublished_slots;
     vring->unpublished_slots = 0;
 }

@@ -282,16 +282,13 @@ void vring_split_push(Vring *vring, unsigned id, uint32_t len)
 static void split_mark_published(Vring *vring)
 {
     unsigned count = vring->unpublished;
-    unsigned from = (vring->used_idx - count) & vring->mask;
-    unsigned first = MIN(count, vring->config.num - from);
 
     if (likely(!vring_area_is_logged(&vring->used))) {
         return;
     }
-    vring_area_set_dirty(&vring->used, split_used_offset(from),
-                     first * sizeof(VringUsedElement));
-    vring_area_set_dirty(&vring->used, split_used_offset(0),
-                     (count - first) * sizeof(VringUsedElement));
+    vring_area_set_slots_dirty(vring, &vring->used, split_used_offset(0),
+                               sizeof(VringUsedElement),
+                               (vring->used_idx - count) & vring->mask, count);
     vring_area_set_dirty(&vring->used, offsetof(VringUsed, idx),
                          sizeof(uint16_t));
 }

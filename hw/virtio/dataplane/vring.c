@@ -328,6 +328,16 @@ void vring_area_set_dirty(const VringArea *area, uint32_t offset,
     }
 }
 
+void vring_area_set_slots_dirty(const Vring *vring, const VringArea *area,
+                                uint32_t base, uint32_t size, unsigned from,
+                                unsigned count)
+{
+    unsigned first = MIN(count, vring->config.num - from);
+
+    vring_area_set_dirty(area, base + from * size, first * size);
+    vring_area_set_dirty(area, base, (count - first) * size);
+}
+
 static void vring_area_unmap(VringArea *area, VringMemory *mem)
 {
     for (unsigned i = 0; i < area->npages; i++) {
