@@ -257,6 +257,14 @@ def throttle_changes(vm: Machine) -> None:
         vm.progress(100)
 
 
+def throttle_toggle(vm: Machine) -> None:
+    """covers: D1: limits that hold nobody back come and go, fast"""
+    for _ in range(100):
+        throttle(vm, iops=10_000_000)
+        throttle(vm)
+    vm.progress()
+
+
 def throttle_group(vm: Machine) -> None:
     """covers: D1: the same with the limits of a group, on a filter"""
     def limit(iops: int) -> None:
@@ -734,6 +742,7 @@ SCENARIOS = (
     Scenario('change-medium', change_medium),
     Scenario('reopen', reopen),
     Scenario('throttle-changes', throttle_changes, limits=True),
+    Scenario('throttle-toggle', throttle_toggle, limits=True),
     Scenario('throttle-group', throttle_group, throttled=True, limits=True),
     Scenario('drain-many', drain_many),
     Scenario('drain-places', drain_places),
