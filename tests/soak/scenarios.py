@@ -447,12 +447,7 @@ def backup_cancel(vm: Machine) -> None:
 def start_mirror(vm: Machine) -> Tuple[str, str]:
     """Returns the target and the job."""
     target = vm.add_node('mirror', vm.config.form)
-    # QEMU's mirror keeps its list of guest writes without a lock: with several
-    # IOThreads it comes apart, and one of them spins in
-    # mirror_wait_on_conflicts(). Only write-blocking copies use that list.
-    modes = ['background']
-    if vm.config.iothreads == 1:
-        modes.append('write-blocking')
+    modes = ('background', 'write-blocking')
     job = start_job(vm, 'blockdev-mirror', vm.top, target=target, sync='full',
                     copy_mode=vm.chance.choice(modes))
     return target, job
@@ -476,17 +471,34 @@ def mirror(vm: Machine) -> None:
     pivot(vm, target, job)
 
 
+def keep_mirror(vm: Machine, target: str, job: str) -> None:
+    """Ends a mirror that is ready, and compares it with the disk."""
+    copy = vm.copy('copy')
+    vm.cmd('block-job-cancel', device=job)
+    finish_job(vm, job)
+    vm.resume(50)
+    vm.compare(copy, vm.del_node(target, keep=True), vm.config.form)
+
+
 def mirror_copy(vm: Machine) -> None:
     """covers: M1, M10: a mirror that is ended holds what the disk holds"""
     target, job = start_mirror(vm)
     trouble_job(vm, job)
     wait_ready(vm, job)
     vm.progress()
-    copy = vm.copy('copy')
-    vm.cmd('block-job-cancel', device=job)
-    finish_job(vm, job)
-    vm.resume(50)
-    vm.compare(copy, vm.del_node(target, keep=True), vm.config.form)
+    keep_mirror(vm, target, job)
+
+
+def mirror_blocking(vm: Machine) -> None:
+    """covers: M1, D3: writes wait for their copies, and for one another"""
+    target = vm.add_node('mirror', vm.config.form)
+    job = vm.name('job')
+    vm.cmd('blockdev-mirror', job_id=job, device=vm.top, target=target,
+           sync='full', copy_mode='write-blocking', granularity=4 * MIB,
+           auto_dismiss=False)
+    wait_ready(vm, job)
+    vm.progress(1000)
+    keep_mirror(vm, target, job)
 
 
 def mirror_cancel(vm: Machine) -> None:
@@ -750,6 +762,7 @@ SCENARIOS = (
     Scenario('backup-cancel', backup_cancel),
     Scenario('mirror', mirror, throttled=False),
     Scenario('mirror-copy', mirror_copy, throttled=False),
+    Scenario('mirror-blocking', mirror_blocking, throttled=False),
     Scenario('mirror-cancel', mirror_cancel, throttled=False),
     Scenario('mirror-across', mirror_across, throttled=False),
     Scenario('commit', commit, throttled=False),
