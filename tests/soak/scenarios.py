@@ -660,6 +660,31 @@ def bitmaps(vm: Machine) -> None:
     vm.compare(copy, vm.del_node(target, keep=True), form)
 
 
+# ---- exports
+
+def export(vm: Machine) -> None:
+    """covers: D3, M10: the disk is exported over NBD, read there, let go"""
+    socket = vm.path('nbd')
+    vm.cmd('nbd-server-start',
+           addr={'type': 'unix', 'data': {'path': socket}})
+    for i in range(6):
+        name = vm.name('export')
+        vm.qmp.forget_events()
+        vm.cmd('block-export-add', type='nbd', id=name, node_name=vm.top,
+               name='disk')
+        vm.progress(20)
+        if i % 3 == 0:
+            copy = vm.copy('copy')
+            vm.img('compare', '-f', 'raw', '-F', 'raw', copy,
+                   f'nbd+unix:///disk?socket={socket}')
+            os.unlink(copy)
+            vm.resume(20)
+        vm.cmd('block-export-del', id=name, mode='hard')
+        vm.qmp.event('BLOCK_EXPORT_DELETED', id=name)
+        vm.progress(20)
+    vm.cmd('nbd-server-stop')
+
+
 # ---- memory
 
 DIMM_MIB = 128
@@ -766,6 +791,7 @@ SCENARIOS = (
     Scenario('snapshot-kept', snapshot_kept),
     Scenario('internal-snapshot', internal_snapshot, ('qcow2',)),
     Scenario('bitmaps', bitmaps),
+    Scenario('export', export),
     Scenario('dimm', dimm),
     Scenario('dimm-in-use', dimm_in_use),
 )
