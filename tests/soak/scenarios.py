@@ -439,6 +439,21 @@ def backup_cancel(vm: Machine) -> None:
         vm.del_node(target)
 
 
+def backup_bitmap(vm: Machine) -> None:
+    """covers: M1, M10: what a bitmap says is backed up, begun under load"""
+    for _ in range(4):
+        name = vm.name('bitmap')
+        target = vm.add_node('backup', vm.config.form)
+        vm.cmd('block-dirty-bitmap-add', node=vm.top, name=name)
+        vm.progress(50)
+        job = start_job(vm, 'blockdev-backup', vm.top, target=target,
+                        sync='bitmap', bitmap=name, bitmap_mode='never')
+        trouble_job(vm, job)
+        finish_job(vm, job)
+        vm.cmd('block-dirty-bitmap-remove', node=vm.top, name=name)
+        vm.del_node(target)
+
+
 def start_mirror(vm: Machine) -> Tuple[str, str]:
     """Returns the target and the job."""
     target = vm.add_node('mirror', vm.config.form)
@@ -780,6 +795,7 @@ SCENARIOS = (
     Scenario('drain-places', drain_places),
     Scenario('backup', backup),
     Scenario('backup-cancel', backup_cancel),
+    Scenario('backup-bitmap', backup_bitmap),
     Scenario('mirror', mirror, throttled=False),
     Scenario('mirror-copy', mirror_copy, throttled=False),
     Scenario('mirror-blocking', mirror_blocking, throttled=False),
