@@ -14,14 +14,13 @@
  * SPDX-License-Identifier: GPL-2.0-or-later
  */
 
-#include "soak-load.h"
+#include "soak-driver.h"
 
 #include <errno.h>
 #include <fcntl.h>
 #include <poll.h>
 #include <stdio.h>
 #include <string.h>
-#include <sys/mman.h>
 #include <unistd.h>
 
 #define MIB         (1024 * 1024ull)
@@ -34,23 +33,6 @@ static const char summary[] =
     "machine and memory are added to the command line.  A line \"help\" of\n"
     "standard input shows what can be asked for.\n";
 
-typedef struct Driver {
-    int queues;
-    int depth;
-    int memory;
-    int disk_mib;
-    int stall;
-    int seed;
-    char **argv;
-    BenchMemory mem;
-    SoakDevice *dev;
-    SoakDisk *disk;
-    SoakLoad *load;
-    bool paused;
-    void *extra;                /* memory that was added, mapped here */
-    uint64_t extra_size;
-} Driver;
-
 /* Output */
 
 static void say(const char *kind, const char *text)
@@ -59,15 +41,7 @@ static void say(const char *kind, const char *text)
     fflush(stdout);
 }
 
-static bool refuse(GError **errp, const char *why)
-{
-    g_set_error(errp, BENCH_ERROR, 0, "%s", why);
-    return false;
-}
-
-/* Commands; what there is to tell is appended to @out */
-
-typedef bool CommandFunc(Driver *d, char **args, GString *out, GError **errp);
+/* Commands */
 
 static bool cmd_start(Driver *d, char **args, GString *out, GError **errp)
 {
@@ -197,68 +171,6 @@ static bool cmd_drop_irqs(Driver *d, char **args, GString *out, GError **errp)
     return true;
 }
 
-/* Memory */
-
-static void unmap_memory(Driver *d)
-{
-    if (d->extra) {
-        munmap(d->extra, d->extra_size);
-        d->extra = NULL;
-    }
-}
-
-/* add-memory ADDRESS BYTES PATH */
-static bool cmd_add_memory(Driver *d, char **args, GString *out, GError **errp)
-{
-    uint64_t addr = g_ascii_strtoull(args[0], NULL, 0);
-    uint64_t size = g_ascii_strtoull(args[1], NULL, 0);
-    int fd = open(args[2], O_RDWR | O_CLOEXEC);
-    void *host;
-
-    host = fd < 0 ? MAP_FAILED : mmap(NULL, size, PROT_READ | PROT_WRITE,
-                                      MAP_SHARED, fd, 0);
-    if (host == MAP_FAILED) {
-        g_set_error(errp, BENCH_ERROR, 0, "cannot map %s: %s", args[2],
-                    g_strerror(errno));
-    }
-    if (fd >= 0) {
-        close(fd);
-    }
-    if (host == MAP_FAILED) {
-        return false;
-    }
-    if (!soak_load_add_memory(d->load, addr, host, size, errp)) {
-        munmap(host, size);
-        return false;
-    }
-    unmap_memory(d);
-    d->extra = host;
-    d->extra_size = size;
-    return true;
-}
-
-static bool cmd_drop_memory(Driver *d, char **args, GString *out,
-                            GError **errp)
-{
-    if (!soak_load_add_memory(d->load, 0, NULL, 0, errp)) {
-        return false;
-    }
-    unmap_memory(d);
-    return true;
-}
-
-static bool cmd_use_memory(Driver *d, char **args, GString *out, GError **errp)
-{
-    static const char *const names[] = { "none", "careful", "rude", NULL };
-
-    for (unsigned i = 0; names[i]; i++) {
-        if (!strcmp(args[0], names[i])) {
-            return soak_load_use_memory(d->load, i, errp);
-        }
-    }
-    return refuse(errp, "use-memory takes none, careful or rude");
-}
-
 /* out PORT VALUE BYTES: as the guest's firmware does */
 static bool cmd_out(Driver *d, char **args, GString *out, GError **errp)
 {
@@ -268,12 +180,7 @@ static bool cmd_out(Driver *d, char **args, GString *out, GError **errp)
     return !bench_qtest_failed(d->dev->qt, errp);
 }
 
-static const struct {
-    const char *name;
-    unsigned args;
-    CommandFunc *func;
-    const char *what;
-} commands[] = {
+static const Command main_commands[] = {
     { "start", 0, cmd_start, "find the disk, reset it, begin" },
     { "reset", 0, cmd_reset, "reset the disk in mid-flight, begin anew" },
     { "leave", 0, cmd_leave, "reset the disk in mid-flight, stay so" },
@@ -289,21 +196,36 @@ static const struct {
     { "where", 0, cmd_where, "where each queue stands" },
     { "capacity", 0, cmd_capacity, "of the disk, in sectors" },
     { "broken", 0, cmd_broken, "does the disk need a reset?" },
-    { "add-memory", 3, cmd_add_memory, "ADDRESS BYTES FILE" },
-    { "use-memory", 1, cmd_use_memory, "none, careful or rude" },
-    { "drop-memory", 0, cmd_drop_memory, "forget it" },
     { "out", 3, cmd_out, "PORT VALUE BYTES: write to an I/O port" },
     { "clock", 1, cmd_clock, "on or off: the guest's time, for throttles" },
     { "drop-kicks", 1, cmd_drop_kicks, "N: a fault that must be noticed" },
     { "drop-irqs", 1, cmd_drop_irqs, "N: another" },
+    {}
 };
+
+static const Command *const tables[] = { main_commands, soak_memory_commands };
 
 static void help(GString *out)
 {
-    for (unsigned i = 0; i < G_N_ELEMENTS(commands); i++) {
-        g_string_append_printf(out, "%s%s (%s)", i ? ", " : "",
-                               commands[i].name, commands[i].what);
+    for (unsigned i = 0; i < G_N_ELEMENTS(tables); i++) {
+        for (const Command *c = tables[i]; c->name; c++) {
+            g_string_append_printf(out, "%s%s (%s)", out->len ? ", " : "",
+                                   c->name, c->what);
+        }
     }
+}
+
+/* Returns NULL if there is none with so many words behind it */
+static const Command *find_command(const char *name, unsigned args)
+{
+    for (unsigned i = 0; i < G_N_ELEMENTS(tables); i++) {
+        for (const Command *c = tables[i]; c->name; c++) {
+            if (!strcmp(name, c->name) && args == c->args) {
+                return c;
+            }
+        }
+    }
+    return NULL;
 }
 
 static bool run_command(Driver *d, const char *line, GString *out,
@@ -311,22 +233,19 @@ static bool run_command(Driver *d, const char *line, GString *out,
 {
     g_auto(GStrv) words = g_strsplit(line, " ", MAX_WORDS);
     unsigned n = g_strv_length(words);
+    const Command *command;
 
     if (n && !strcmp(words[0], "help")) {
         help(out);
         return true;
     }
-    for (unsigned i = 0; n && i < G_N_ELEMENTS(commands); i++) {
-        if (!strcmp(words[0], commands[i].name)) {
-            if (n != commands[i].args + 1) {
-                break;
-            }
-            return commands[i].func(d, words + 1, out, errp);
-        }
+    command = n ? find_command(words[0], n - 1) : NULL;
+    if (!command) {
+        g_set_error(errp, BENCH_ERROR, 0, "unknown command or wrong number of "
+                    "words: %s", line);
+        return false;
     }
-    g_set_error(errp, BENCH_ERROR, 0, "unknown command or wrong number of "
-                "words: %s", line);
-    return false;
+    return command->func(d, words + 1, out, errp);
 }
 
 /* The loop */
@@ -417,7 +336,7 @@ static void tear_down(Driver *d)
     soak_load_free(d->load);
     soak_disk_free(d->disk);
     soak_device_free(d->dev);
-    unmap_memory(d);
+    soak_memory_cleanup(d);
     bench_memory_cleanup(&d->mem);
 }
 
