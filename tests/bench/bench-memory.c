@@ -61,6 +61,15 @@ uint64_t bench_memory_alloc(BenchMemory *mem, uint64_t size, uint64_t align)
     return addr;
 }
 
+BenchMemory bench_memory_part(BenchMemory *mem, uint64_t size)
+{
+    BenchMemory part = *mem;
+
+    part.next = bench_memory_alloc(mem, size, 4096);
+    part.size = part.next + size;
+    return part;
+}
+
 uint64_t bench_memory_left(const BenchMemory *mem)
 {
     return mem->size - mem->next;

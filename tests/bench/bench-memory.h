@@ -55,6 +55,14 @@ void bench_memory_cleanup(BenchMemory *mem);
 uint64_t bench_memory_alloc(BenchMemory *mem, uint64_t size, uint64_t align);
 
 /**
+ * bench_memory_part: hand out memory that is handed out in pieces by itself
+ * @size: bytes, a multiple of 4096
+ *
+ * Returns: what bench_memory_alloc() takes, too; needs no clean-up
+ */
+BenchMemory bench_memory_part(BenchMemory *mem, uint64_t size);
+
+/**
  * bench_memory_left: bytes that can still be handed out
  */
 uint64_t bench_memory_left(const BenchMemory *mem);

@@ -101,7 +101,8 @@ static bool find_device(BenchPci *pci, GError **errp)
 
     for (unsigned slot = 0; slot < 32; slot++) {
         pci->devfn = slot << 3;
-        if (is_wanted(pci, config_read(pci, PCI_ID))) {
+        if ((!pci->kind->slot || slot == pci->kind->slot) &&
+            is_wanted(pci, config_read(pci, PCI_ID))) {
             devfn = pci->devfn;
             found++;
         }
@@ -111,8 +112,9 @@ static bool find_device(BenchPci *pci, GError **errp)
         return false;
     }
     if (found != 1) {
-        g_set_error(errp, BENCH_ERROR, 0, "QEMU has %u %s devices on its bus: "
-                    "give it one", found, pci->kind->name);
+        g_set_error(errp, BENCH_ERROR, 0, "QEMU has %u %s devices %s: give it "
+                    "one", found, pci->kind->name,
+                    pci->kind->slot ? "in the slot" : "on its bus");
         return false;
     }
     return true;
@@ -277,6 +279,11 @@ uint64_t bench_pci_config64(BenchPci *pci, unsigned offset)
 {
     return bench_qtest_read(pci->qt, "readl", pci->config + offset + 4) << 32 |
            (uint32_t)bench_qtest_read(pci->qt, "readl", pci->config + offset);
+}
+
+void bench_pci_set_config32(BenchPci *pci, unsigned offset, uint32_t value)
+{
+    bench_qtest_write(pci->qt, "writel", pci->config + offset, value);
 }
 
 void bench_pci_enable_msix(BenchPci *pci, unsigned n, uint64_t addr,

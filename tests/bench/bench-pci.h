@@ -23,6 +23,7 @@ typedef struct BenchPciKind {
     const char *name;
     uint16_t type;              /* of virtio device (5) */
     uint16_t transitional_id;   /* PCI device ID, 0: has none */
+    unsigned slot;              /* 0: the only device of this kind */
     uint64_t window;            /* above RAM, below the PC's own devices */
 } BenchPciKind;
 
@@ -42,6 +43,7 @@ typedef struct BenchPci {
 
 /**
  * bench_pci_init: find the one device of a kind and make it accessible
+ * @kind: outlives @pci
  *
  * Returns: false with @errp set if there is none, or more than one, or it is
  *          not a modern one with MSI-X
@@ -61,10 +63,11 @@ uint64_t bench_pci_reset(BenchPci *pci);
  */
 bool bench_pci_set_features(BenchPci *pci, uint64_t features, GError **errp);
 
-/* Fields of the common configuration (4.1.4.3) and of the block device's */
+/* Fields of the common configuration (4.1.4.3) and of the device's own */
 unsigned bench_pci_num_queues(BenchPci *pci);
 unsigned bench_pci_queue_size(BenchPci *pci, unsigned queue);
 uint64_t bench_pci_config64(BenchPci *pci, unsigned offset);
+void bench_pci_set_config32(BenchPci *pci, unsigned offset, uint32_t value);
 
 /**
  * bench_pci_enable_msix: let vector i, of @n, write i + 1 to @addr + i * @step

@@ -31,7 +31,7 @@ def plug_dimm(vm: Machine) -> str:
     vm.cmd('device_add', driver='pc-dimm', id=name, memdev=name + '-ram')
     info = [entry['data'] for entry in vm.cmd('query-memory-devices')
             if entry['data']['id'] == name][0]
-    vm.driver.cmd('add-memory', info['addr'], info['size'], path)
+    vm.driver.cmd('add-memory', info['addr'], info['size'], path, 0)
     return name
 
 

@@ -13,6 +13,7 @@
 #define TESTS_SOAK_SOAK_DRIVER_H
 
 #include "soak-load.h"
+#include "soak-memdev.h"
 
 typedef struct Driver {
     int queues;
@@ -27,8 +28,12 @@ typedef struct Driver {
     SoakDisk *disk;
     SoakLoad *load;
     bool paused;
-    void *extra;                /* memory that was added, mapped here */
+    BenchMemory own;            /* the guest's own, to be added as other is */
+    uint8_t *extra;             /* memory that was added, or NULL */
     uint64_t extra_size;
+    bool extra_mapped;          /* it is not the guest's own */
+    SoakMemdev *virtio_mem;
+    SoakMemdev *balloon;
 } Driver;
 
 /**
@@ -48,10 +53,25 @@ typedef struct Command {
     const char *what;
 } Command;
 
+/**
+ * driver_sweep: let the load go on, unless it is paused
+ * @busy: set to whether there was something
+ *
+ * Returns: false with @errp set, see soak_load_sweep()
+ */
+bool driver_sweep(Driver *d, bool *busy, GError **errp);
+
 extern const Command soak_memory_commands[];
 
 /**
- * soak_memory_cleanup: let go of memory that was added
+ * soak_memory_init: set up what these commands need
+ *
+ * Before the load is made, which takes what is left of memory.
+ */
+void soak_memory_init(Driver *d);
+
+/**
+ * soak_memory_cleanup: the pair; also before soak_memory_init()
  */
 void soak_memory_cleanup(Driver *d);
 

@@ -298,12 +298,18 @@ static bool obey(Driver *d, Input *in, GError **errp)
     return true;
 }
 
+bool driver_sweep(Driver *d, bool *busy, GError **errp)
+{
+    *busy = false;
+    return d->paused || soak_load_sweep(d->load, busy, errp);
+}
+
 static bool serve(Driver *d, Input *in, GError **errp)
 {
     while (!in->ended) {
-        bool busy = false;
+        bool busy;
 
-        if (!d->paused && !soak_load_sweep(d->load, &busy, errp)) {
+        if (!driver_sweep(d, &busy, errp)) {
             return false;
         }
         read_input(in, d->paused ? 100 : 0);
@@ -326,6 +332,7 @@ static bool set_up(Driver *d, GError **errp)
     if (!d->dev) {
         return false;
     }
+    soak_memory_init(d);
     d->disk = soak_disk_new(d->disk_mib * MIB / SOAK_BLOCK);
     d->load = soak_load_new(d->dev, d->disk, d->depth, d->stall, d->seed);
     return true;
@@ -335,8 +342,8 @@ static void tear_down(Driver *d)
 {
     soak_load_free(d->load);
     soak_disk_free(d->disk);
-    soak_device_free(d->dev);
     soak_memory_cleanup(d);
+    soak_device_free(d->dev);
     bench_memory_cleanup(&d->mem);
 }
 
@@ -371,8 +378,8 @@ static const char *check_options(const Driver *d)
     if (d->depth < 1 || d->depth > 128) {
         return "--depth must be from 1 to 128";
     }
-    if (d->memory < 32 || d->memory > 2048) {
-        return "--memory must be from 32 to 2048 MiB";
+    if (d->memory < 48 || d->memory > 2048) {
+        return "--memory must be from 48 to 2048 MiB";
     }
     if (d->disk_mib < 1 || d->stall < 1) {
         return "--disk and --stall must be positive";
