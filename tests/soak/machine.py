@@ -28,6 +28,8 @@ MIB = 1 << 20
 DISK_MIB = 16
 SLOT = 4
 DEVICE = 'd0'
+#: I/O port with which a PC's firmware lets PCI devices go
+EJECT = 0xae08
 BACKEND = f'/machine/peripheral/{DEVICE}/virtio-backend'
 
 #: hang guards, far beyond what any step takes
