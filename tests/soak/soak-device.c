@@ -1,5 +1,5 @@
 /*
- * QEMU with its disk, as the soak's driver sees them
+ * QEMU with its disks, as the soak's driver sees them
  *
  * QEMU does not tell which of its eventfds belongs to which queue.  It is found
  * by trying out: the IOThreads are held, each queue is notified over the qtest
@@ -21,6 +21,9 @@
 
 /* In struct virtio_blk_config (5.2.4) */
 #define CONFIG_CAPACITY     0
+
+/* Of a second disk: where its registers are, behind those of the first */
+#define WINDOW_BESIDE       0xe6000000u
 
 /* Where a PC's firmware tells that a slot may be emptied */
 #define PCIHP_EJECT         0xae08
@@ -51,6 +54,7 @@ static bool find_iothreads(SoakDevice *dev, GError **errp)
     if (!ret) {
         return false;
     }
+    g_array_set_size(dev->parent.threads, 0);
     list = json_node_get_array(ret);
     for (unsigned i = 0; i < json_array_get_length(list); i++) {
         JsonObject *info = json_array_get_object_element(list, i);
@@ -62,32 +66,54 @@ static bool find_iothreads(SoakDevice *dev, GError **errp)
     return true;
 }
 
-SoakDevice *soak_device_new(char **argv, unsigned queues, BenchMemory *mem,
-                            GError **errp)
+static SoakDevice *make_device(unsigned slot, uint64_t window, unsigned queues,
+                               BenchMemory *mem)
 {
     static const BenchDeviceOps ops = { .alive = device_alive };
     SoakDevice *dev = g_new0(SoakDevice, 1);
 
     bench_device_init(&dev->parent, &ops, mem);
+    dev->kind = bench_pci_blk;
+    dev->kind.slot = slot;
+    dev->kind.window = window;
     dev->wanted_queues = queues;
     dev->irq = bench_memory_alloc(mem, queues * SOAK_IRQ_STEP, SOAK_IRQ_STEP);
-    dev->qt = bench_qtest_start(argv, mem, errp);
+    return dev;
+}
+
+SoakDevice *soak_device_new(char **argv, unsigned queues,
+                            const BenchMemory *ram, BenchMemory *mem,
+                            GError **errp)
+{
+    SoakDevice *dev = make_device(SOAK_SLOT, bench_pci_blk.window, queues,
+                                  mem);
+
+    dev->qt = bench_qtest_start(argv, ram, errp);
     if (!dev->qt) {
         soak_device_free(dev);
         return NULL;
     }
     dev->parent.pid = dev->qt->pid;
-    if (!find_iothreads(dev, errp)) {
-        soak_device_free(dev);
-        return NULL;
-    }
+    return dev;
+}
+
+SoakDevice *soak_device_beside(const SoakDevice *first, BenchMemory *mem)
+{
+    SoakDevice *dev = make_device(SOAK_SLOT_BESIDE, WINDOW_BESIDE,
+                                  first->wanted_queues, mem);
+
+    dev->beside = true;
+    dev->qt = first->qt;
+    dev->parent.pid = first->parent.pid;
     return dev;
 }
 
 void soak_device_free(SoakDevice *dev)
 {
     if (dev) {
-        bench_qtest_end(dev->qt);
+        if (!dev->beside) {
+            bench_qtest_end(dev->qt);
+        }
         bench_device_cleanup(&dev->parent);
         g_free(dev);
     }
@@ -97,7 +123,7 @@ void soak_device_free(SoakDevice *dev)
 
 bool soak_device_probe(SoakDevice *dev, GError **errp)
 {
-    return bench_pci_init(&dev->pci, &bench_pci_blk, dev->qt, errp);
+    return bench_pci_init(&dev->pci, &dev->kind, dev->qt, errp);
 }
 
 static void forget_queues(SoakDevice *dev)
@@ -287,6 +313,9 @@ bool soak_device_find_notifiers(SoakDevice *dev, GError **errp)
     g_autoptr(GError) error = NULL;
 
     soak_device_no_notifiers(dev);
+    if (!find_iothreads(dev, errp)) {
+        return false;
+    }
     for (unsigned i = 0; i < n; i++) {
         addr[i] = bench_pci_notify_address(&dev->pci, i);
     }

@@ -1,5 +1,5 @@
 /*
- * QEMU with its disk, as the soak's driver sees them
+ * QEMU with its disks, as the soak's driver sees them
  *
  * Knows how a virtio-blk-pci device is found, started, left and unplugged any
  * number of times while QEMU's main loop runs freely, which of QEMU's eventfds
@@ -29,25 +29,40 @@
 typedef struct SoakDevice {
     BenchDevice parent;         /* features, queues, memory */
     BenchQtest *qt;
+    bool beside;                /* another device has started QEMU */
+    BenchPciKind kind;
     BenchPci pci;
     unsigned wanted_queues;
     uint64_t irq;               /* guest address of the first word */
     int64_t tick_us;            /* when the last tick was */
 } SoakDevice;
 
+/* PCI slots of the disk, and of one beside it */
+#define SOAK_SLOT               4
+#define SOAK_SLOT_BESIDE        5
+
 /**
  * soak_device_new: start QEMU; nothing is done to its disk
- * @argv: NULL-terminated, see bench_qemu_new()
+ * @argv: NULL-terminated, see bench_qemu_new(); the disk is in SOAK_SLOT
  * @queues: to be used
- * @mem: becomes the guest's RAM; outlives the device
+ * @ram: becomes the guest's RAM
+ * @mem: part of it, for this disk; outlives the device
  *
  * Returns: NULL with @errp set, and no process left, if QEMU does not start
  */
-SoakDevice *soak_device_new(char **argv, unsigned queues, BenchMemory *mem,
+SoakDevice *soak_device_new(char **argv, unsigned queues,
+                            const BenchMemory *ram, BenchMemory *mem,
                             GError **errp);
 
 /**
- * soak_device_free: end QEMU
+ * soak_device_beside: another disk of the same QEMU, which need not be there
+ * @first: outlives it
+ * @mem: part of its RAM, for this disk; outlives the device
+ */
+SoakDevice *soak_device_beside(const SoakDevice *first, BenchMemory *mem);
+
+/**
+ * soak_device_free: end QEMU, if that was started for this disk
  * @dev: may be NULL
  */
 void soak_device_free(SoakDevice *dev);

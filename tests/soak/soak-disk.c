@@ -51,6 +51,13 @@ void soak_disk_free(SoakDisk *disk)
     }
 }
 
+void soak_disk_clear(SoakDisk *disk)
+{
+    memset(disk->low, 0, disk->blocks * sizeof(disk->low[0]));
+    memset(disk->high, 0, disk->blocks * sizeof(disk->high[0]));
+    memset(disk->last, 0, disk->blocks * sizeof(disk->last[0]));
+}
+
 bool soak_disk_lock(SoakDisk *disk, uint64_t first, unsigned n)
 {
     for (unsigned i = 0; i < n; i++) {

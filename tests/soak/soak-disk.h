@@ -43,6 +43,11 @@ SoakDisk *soak_disk_new(uint64_t blocks);
 void soak_disk_free(SoakDisk *disk);
 
 /**
+ * soak_disk_clear: all blocks are zero again; no request is in flight
+ */
+void soak_disk_clear(SoakDisk *disk);
+
+/**
  * soak_disk_lock: try to keep blocks for one request
  *
  * Two requests for a block at a time, one of which writes, have no order.

@@ -4,6 +4,9 @@
  * Each line of standard input is one command.  Those that are about guest
  * memory stand in soak-memory.c, the others in soak-main.c.
  *
+ * There are two disks, each with a load of its own.  A command is about the
+ * first one unless "@1" stands before it; memory is added for that one alone.
+ *
  * Copyright (c) 2026 the virtio-blk data plane authors
  *
  * SPDX-License-Identifier: GPL-2.0-or-later
@@ -15,6 +18,16 @@
 #include "soak-load.h"
 #include "soak-memdev.h"
 
+#define DRIVER_UNITS    2
+
+/* A disk, which need not be there, and its load */
+typedef struct DriverUnit {
+    BenchMemory mem;
+    SoakDevice *dev;
+    SoakDisk *disk;
+    SoakLoad *load;
+} DriverUnit;
+
 typedef struct Driver {
     int queues;
     int depth;
@@ -24,9 +37,8 @@ typedef struct Driver {
     int seed;
     char **argv;
     BenchMemory mem;
-    SoakDevice *dev;
-    SoakDisk *disk;
-    SoakLoad *load;
+    DriverUnit units[DRIVER_UNITS];
+    DriverUnit *unit;           /* which the command is about */
     bool paused;
     BenchMemory own;            /* the guest's own, to be added as other is */
     uint8_t *extra;             /* memory that was added, or NULL */
@@ -54,7 +66,7 @@ typedef struct Command {
 } Command;
 
 /**
- * driver_sweep: let the load go on, unless it is paused
+ * driver_sweep: let all load go on, unless it is paused
  * @busy: set to whether there was something
  *
  * Returns: false with @errp set, see soak_load_sweep()
@@ -66,9 +78,9 @@ extern const Command soak_memory_commands[];
 /**
  * soak_memory_init: set up what these commands need
  *
- * Before the load is made, which takes what is left of memory.
+ * Returns: false with @errp set if the guest has too little memory
  */
-void soak_memory_init(Driver *d);
+bool soak_memory_init(Driver *d, GError **errp);
 
 /**
  * soak_memory_cleanup: the pair; also before soak_memory_init()

@@ -30,6 +30,7 @@
 #define MAX_PARTS           3       /* descriptors of its data */
 #define MAX_DESCS           (MAX_PARTS + 2)
 #define DATA_BYTES          (MAX_BLOCKS * SOAK_BLOCK)
+#define RING_BYTES          (64 * 1024)     /* more than 1024 entries take */
 
 /* Of memory that nobody may write to any more, and how long that is watched */
 #define SCRIBBLE            0xee
@@ -132,6 +133,11 @@ static unsigned below(SoakLoad *load, unsigned n)
 }
 
 /* Making and freeing */
+
+uint64_t soak_load_memory_size(unsigned queues, unsigned depth)
+{
+    return (uint64_t)queues * (RING_BYTES + depth * (DATA_BYTES + 4096));
+}
 
 static void alloc_slot(SoakLoad *load, Slot *slot)
 {

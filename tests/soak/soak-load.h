@@ -38,8 +38,13 @@ typedef struct SoakStats {
 typedef struct SoakLoad SoakLoad;
 
 /**
+ * soak_load_memory_size: bytes of guest memory that a load needs
+ */
+uint64_t soak_load_memory_size(unsigned queues, unsigned depth);
+
+/**
  * soak_load_new: nothing is in flight, the device is not started
- * @dev, @disk: outlive the load
+ * @dev, @disk: outlive the load; the device's memory is for it alone
  * @depth: requests per queue
  * @stall_s: when a request that does not end is lost
  *

@@ -26,6 +26,7 @@
 #define MIB         (1024 * 1024ull)
 #define IDLE_US     50
 #define MAX_WORDS   5
+#define SECOND      "@1 "       /* before a command: it is for the other disk */
 
 static const char summary[] =
     "Keeps the queues of a virtio-blk disk full of verified requests while the\n"
@@ -45,28 +46,39 @@ static void say(const char *kind, const char *text)
 
 static bool cmd_start(Driver *d, char **args, GString *out, GError **errp)
 {
-    return soak_device_probe(d->dev, errp) && soak_load_start(d->load, errp);
+    return soak_device_probe(d->unit->dev, errp) &&
+           soak_load_start(d->unit->load, errp);
+}
+
+static bool cmd_empty(Driver *d, char **args, GString *out, GError **errp)
+{
+    if (soak_load_in_flight(d->unit->load)) {
+        g_set_error(errp, BENCH_ERROR, 0, "there are requests in flight");
+        return false;
+    }
+    soak_disk_clear(d->unit->disk);
+    return true;
 }
 
 static bool cmd_reset(Driver *d, char **args, GString *out, GError **errp)
 {
-    return soak_load_start(d->load, errp);
+    return soak_load_start(d->unit->load, errp);
 }
 
 static bool cmd_leave(Driver *d, char **args, GString *out, GError **errp)
 {
-    return soak_load_leave(d->load, true, errp);
+    return soak_load_leave(d->unit->load, true, errp);
 }
 
 static bool cmd_lost(Driver *d, char **args, GString *out, GError **errp)
 {
-    return soak_load_leave(d->load, false, errp);
+    return soak_load_leave(d->unit->load, false, errp);
 }
 
 static bool cmd_eject(Driver *d, char **args, GString *out, GError **errp)
 {
-    soak_device_eject(d->dev);
-    return soak_load_leave(d->load, false, errp);
+    soak_device_eject(d->unit->dev);
+    return soak_load_leave(d->unit->load, false, errp);
 }
 
 static bool cmd_pause(Driver *d, char **args, GString *out, GError **errp)
@@ -78,24 +90,26 @@ static bool cmd_pause(Driver *d, char **args, GString *out, GError **errp)
 static bool cmd_resume(Driver *d, char **args, GString *out, GError **errp)
 {
     d->paused = false;
-    soak_load_hold(d->load, false);
-    soak_load_resume(d->load);
+    soak_load_hold(d->unit->load, false);
+    for (unsigned i = 0; i < DRIVER_UNITS; i++) {
+        soak_load_resume(d->units[i].load);
+    }
     return true;
 }
 
 static bool cmd_notifiers(Driver *d, char **args, GString *out, GError **errp)
 {
-    return soak_device_find_notifiers(d->dev, errp);
+    return soak_device_find_notifiers(d->unit->dev, errp);
 }
 
 static bool cmd_quiesce(Driver *d, char **args, GString *out, GError **errp)
 {
-    return soak_load_quiesce(d->load, errp);
+    return soak_load_quiesce(d->unit->load, errp);
 }
 
 static bool cmd_verify(Driver *d, char **args, GString *out, GError **errp)
 {
-    return soak_load_verify(d->load, -1, errp);
+    return soak_load_verify(d->unit->load, -1, errp);
 }
 
 /* copy FILE */
@@ -104,12 +118,12 @@ static bool cmd_copy(Driver *d, char **args, GString *out, GError **errp)
     int fd = open(args[0], O_RDWR | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
     bool ok;
 
-    if (fd < 0 || ftruncate(fd, d->disk->blocks * SOAK_BLOCK) < 0) {
+    if (fd < 0 || ftruncate(fd, d->unit->disk->blocks * SOAK_BLOCK) < 0) {
         g_set_error(errp, BENCH_ERROR, 0, "cannot write %s: %s", args[0],
                     g_strerror(errno));
         ok = false;
     } else {
-        ok = soak_load_verify(d->load, fd, errp);
+        ok = soak_load_verify(d->unit->load, fd, errp);
     }
     if (fd >= 0) {
         close(fd);
@@ -119,7 +133,7 @@ static bool cmd_copy(Driver *d, char **args, GString *out, GError **errp)
 
 static bool cmd_stats(Driver *d, char **args, GString *out, GError **errp)
 {
-    const SoakStats *s = soak_load_stats(d->load);
+    const SoakStats *s = soak_load_stats(d->unit->load);
 
     g_string_append_printf(out, "{\"requests\": %" G_GUINT64_FORMAT
                            ", \"verified\": %" G_GUINT64_FORMAT
@@ -134,7 +148,7 @@ static bool cmd_stats(Driver *d, char **args, GString *out, GError **errp)
 
 static bool cmd_where(Driver *d, char **args, GString *out, GError **errp)
 {
-    g_autofree char *text = soak_load_describe(d->load);
+    g_autofree char *text = soak_load_describe(d->unit->load);
 
     g_string_append(out, text);
     return true;
@@ -143,45 +157,46 @@ static bool cmd_where(Driver *d, char **args, GString *out, GError **errp)
 static bool cmd_capacity(Driver *d, char **args, GString *out, GError **errp)
 {
     g_string_append_printf(out, "%" G_GUINT64_FORMAT,
-                           soak_device_capacity(d->dev));
+                           soak_device_capacity(d->unit->dev));
     return true;
 }
 
 static bool cmd_broken(Driver *d, char **args, GString *out, GError **errp)
 {
-    g_string_append(out, soak_device_needs_reset(d->dev) ? "yes" : "no");
+    g_string_append(out, soak_device_needs_reset(d->unit->dev) ? "yes" : "no");
     return true;
 }
 
 static bool cmd_clock(Driver *d, char **args, GString *out, GError **errp)
 {
-    soak_load_set_clock(d->load, !strcmp(args[0], "on"));
+    soak_load_set_clock(d->unit->load, !strcmp(args[0], "on"));
     return true;
 }
 
 static bool cmd_drop_kicks(Driver *d, char **args, GString *out, GError **errp)
 {
-    soak_load_drop_kicks(d->load, atoi(args[0]));
+    soak_load_drop_kicks(d->unit->load, atoi(args[0]));
     return true;
 }
 
 static bool cmd_drop_irqs(Driver *d, char **args, GString *out, GError **errp)
 {
-    soak_load_drop_irqs(d->load, atoi(args[0]));
+    soak_load_drop_irqs(d->unit->load, atoi(args[0]));
     return true;
 }
 
 /* out PORT VALUE BYTES: as the guest's firmware does */
 static bool cmd_out(Driver *d, char **args, GString *out, GError **errp)
 {
-    bench_qtest_write(d->dev->qt, atoi(args[2]) == 1 ? "outb" : "outl",
+    bench_qtest_write(d->unit->dev->qt, atoi(args[2]) == 1 ? "outb" : "outl",
                       g_ascii_strtoull(args[0], NULL, 0),
                       g_ascii_strtoull(args[1], NULL, 0));
-    return !bench_qtest_failed(d->dev->qt, errp);
+    return !bench_qtest_failed(d->unit->dev->qt, errp);
 }
 
 static const Command main_commands[] = {
     { "start", 0, cmd_start, "find the disk, reset it, begin" },
+    { "empty", 0, cmd_empty, "the disk is a new one, all zeroes" },
     { "reset", 0, cmd_reset, "reset the disk in mid-flight, begin anew" },
     { "leave", 0, cmd_leave, "reset the disk in mid-flight, stay so" },
     { "lost", 0, cmd_lost, "the disk was reset or removed by others" },
@@ -207,6 +222,7 @@ static const Command *const tables[] = { main_commands, soak_memory_commands };
 
 static void help(GString *out)
 {
+    g_string_append(out, "behind \"@1 \", of the second disk: ");
     for (unsigned i = 0; i < G_N_ELEMENTS(tables); i++) {
         for (const Command *c = tables[i]; c->name; c++) {
             g_string_append_printf(out, "%s%s (%s)", out->len ? ", " : "",
@@ -231,7 +247,9 @@ static const Command *find_command(const char *name, unsigned args)
 static bool run_command(Driver *d, const char *line, GString *out,
                         GError **errp)
 {
-    g_auto(GStrv) words = g_strsplit(line, " ", MAX_WORDS);
+    bool second = g_str_has_prefix(line, SECOND);
+    g_auto(GStrv) words = g_strsplit(line + (second ? strlen(SECOND) : 0), " ",
+                                     MAX_WORDS);
     unsigned n = g_strv_length(words);
     const Command *command;
 
@@ -245,6 +263,7 @@ static bool run_command(Driver *d, const char *line, GString *out,
                     "words: %s", line);
         return false;
     }
+    d->unit = &d->units[second];
     return command->func(d, words + 1, out, errp);
 }
 
@@ -301,7 +320,16 @@ static bool obey(Driver *d, Input *in, GError **errp)
 bool driver_sweep(Driver *d, bool *busy, GError **errp)
 {
     *busy = false;
-    return d->paused || soak_load_sweep(d->load, busy, errp);
+    for (unsigned i = 0; !d->paused && i < DRIVER_UNITS; i++) {
+        bool some;
+
+        if (!soak_load_sweep(d->units[i].load, &some, errp)) {
+            g_prefix_error(errp, "disk %u: ", i);
+            return false;
+        }
+        *busy |= some;
+    }
+    return true;
 }
 
 static bool serve(Driver *d, Input *in, GError **errp)
@@ -323,27 +351,54 @@ static bool serve(Driver *d, Input *in, GError **errp)
     return true;
 }
 
-static bool set_up(Driver *d, GError **errp)
+/* Memory for a load each, and the rest */
+static bool set_up_memory(Driver *d, GError **errp)
 {
+    uint64_t size = soak_load_memory_size(d->queues, d->depth);
+
     if (!bench_memory_init(&d->mem, d->memory * MIB, errp)) {
         return false;
     }
-    d->dev = soak_device_new(d->argv + 1, d->queues, &d->mem, errp);
-    if (!d->dev) {
+    if (bench_memory_left(&d->mem) < DRIVER_UNITS * size) {
+        g_set_error(errp, BENCH_ERROR, 0, "there is too little guest memory: "
+                    "give more with --memory");
         return false;
     }
-    soak_memory_init(d);
-    d->disk = soak_disk_new(d->disk_mib * MIB / SOAK_BLOCK);
-    d->load = soak_load_new(d->dev, d->disk, d->depth, d->stall, d->seed);
+    for (unsigned i = 0; i < DRIVER_UNITS; i++) {
+        d->units[i].mem = bench_memory_part(&d->mem, size);
+    }
     return true;
+}
+
+static bool set_up(Driver *d, GError **errp)
+{
+    if (!set_up_memory(d, errp)) {
+        return false;
+    }
+    for (unsigned i = 0; i < DRIVER_UNITS; i++) {
+        DriverUnit *unit = &d->units[i];
+
+        unit->dev = i ? soak_device_beside(d->units[0].dev, &unit->mem)
+                      : soak_device_new(d->argv + 1, d->queues, &d->mem,
+                                        &unit->mem, errp);
+        if (!unit->dev) {
+            return false;
+        }
+        unit->disk = soak_disk_new(d->disk_mib * MIB / SOAK_BLOCK);
+        unit->load = soak_load_new(unit->dev, unit->disk, d->depth, d->stall,
+                                   d->seed + i);
+    }
+    return soak_memory_init(d, errp);
 }
 
 static void tear_down(Driver *d)
 {
-    soak_load_free(d->load);
-    soak_disk_free(d->disk);
     soak_memory_cleanup(d);
-    soak_device_free(d->dev);
+    for (unsigned i = DRIVER_UNITS; i-- > 0;) {
+        soak_load_free(d->units[i].load);
+        soak_disk_free(d->units[i].disk);
+        soak_device_free(d->units[i].dev);
+    }
     bench_memory_cleanup(&d->mem);
 }
 
@@ -354,7 +409,8 @@ static int run_driver(Driver *d)
     bool ok = set_up(d, &error);
 
     if (ok) {
-        g_autofree char *pid = g_strdup_printf("%d", (int)d->dev->parent.pid);
+        g_autofree char *pid = g_strdup_printf("%d",
+                                               (int)d->units[0].dev->qt->pid);
 
         say("ok", pid);
         ok = serve(d, &in, &error);

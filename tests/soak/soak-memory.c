@@ -30,11 +30,18 @@ static uint64_t number(const char *text)
     return g_ascii_strtoull(text, NULL, 0);
 }
 
-void soak_memory_init(Driver *d)
+bool soak_memory_init(Driver *d, GError **errp)
 {
-    d->virtio_mem = soak_memdev_new(&soak_memdev_mem, d->dev->qt, &d->mem);
-    d->balloon = soak_memdev_new(&soak_memdev_balloon, d->dev->qt, &d->mem);
+    BenchQtest *qt = d->units[0].dev->qt;
+
+    if (bench_memory_left(&d->mem) < OWN_BYTES + 2 * SOAK_MEMDEV_BYTES) {
+        return refuse(errp, "there is too little guest memory: give more with "
+                      "--memory");
+    }
+    d->virtio_mem = soak_memdev_new(&soak_memdev_mem, qt, &d->mem);
+    d->balloon = soak_memdev_new(&soak_memdev_balloon, qt, &d->mem);
     d->own = bench_memory_part(&d->mem, OWN_BYTES);
+    return true;
 }
 
 static void let_go(Driver *d)
@@ -59,7 +66,7 @@ void soak_memory_cleanup(Driver *d)
 static bool add(Driver *d, uint64_t addr, void *host, uint64_t size,
                 bool mapped, GError **errp)
 {
-    if (!soak_load_add_memory(d->load, addr, host, size, errp)) {
+    if (!soak_load_add_memory(d->units[0].load, addr, host, size, errp)) {
         return false;
     }
     let_go(d);
@@ -135,7 +142,7 @@ static bool cmd_use_memory(Driver *d, char **args, GString *out, GError **errp)
 
     for (unsigned i = 0; names[i]; i++) {
         if (!strcmp(args[0], names[i])) {
-            return soak_load_use_memory(d->load, i, errp);
+            return soak_load_use_memory(d->units[0].load, i, errp);
         }
     }
     return refuse(errp, "use-memory takes none, careful or rude");
