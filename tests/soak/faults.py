@@ -12,7 +12,9 @@ import os
 from dataclasses import dataclass
 from typing import Callable
 
+from groups import Second, both
 from machine import CONFIGS, MIB, Machine, SoakError
+from memory import Balloon, VirtioMem, elsewhere
 from scenarios import start_job, wait_job
 
 BLOCK = 4096
@@ -108,6 +110,47 @@ def bad_backup(vm: Machine) -> None:
     vm.compare(copy, path, 'raw')
 
 
+def careless_balloon(vm: Machine) -> None:
+    """Pages go into the balloon while data is in them."""
+    device = Balloon(vm)
+    device.add(0)
+    vm.driver.cmd('use-memory', 'careful')
+    while True:
+        device.move('inflate', 0, device.runs())
+        elsewhere(vm, 1)
+
+
+def careless_unplug(vm: Machine) -> None:
+    """Blocks of virtio-mem are unplugged while data is in them."""
+    mem = VirtioMem(vm)
+    mem.request(4)
+    mem.plug(0, 4)
+    mem.add(0, 4)
+    vm.driver.cmd('use-memory', 'careful')
+    while True:
+        elsewhere(vm, 20)
+        # One stays, so that what is lost is data and nothing else.
+        mem.unplug(0, 3)
+        mem.plug(0, 3)
+
+
+def deaf_second(vm: Machine) -> None:
+    """The second disk is not told of new requests any more."""
+    second = Second(vm)
+    second.cmd('drop-kicks', 1 << 30)
+    both(vm, second, 1 << 30)
+
+
+def wrong_second(vm: Machine) -> None:
+    """One byte of the second disk is another."""
+    second = Second(vm)
+    second.cmd('quiesce')
+    path = vm.nodes[second.image]['file']['filename']
+    place = vm.chance.randrange(16 * MIB)
+    patch(path, place, bytes([read(path, place, 1)[0] ^ 0x40]))
+    second.cmd('verify')
+
+
 def dead(vm: Machine) -> None:
     """QEMU ends."""
     vm.qmp.send('quit')
@@ -123,6 +166,12 @@ FAULTS = (
     Fault('a changed byte', 'unknown data', wrong_byte),
     Fault('a misplaced block', 'of block', misplaced),
     Fault('a backup that is not the same', 'mismatch', bad_backup),
+    Fault('a page that is taken while it is used', 'wrong data',
+          careless_balloon),
+    Fault('a block that is taken while it is used', 'wrong data',
+          careless_unplug),
+    Fault('lost notifications of a second disk', 'disk 1: stall', deaf_second),
+    Fault('a changed byte of a second disk', 'unknown data', wrong_second),
     Fault('a QEMU that ends', 'QEMU ended', dead),
 )
 

@@ -23,19 +23,20 @@ class Second:
     """
     A second disk, with a load of its own.
 
-    node: what it stands on
+    image: the node of its image
+    node: what it stands on, that or a filter
     """
 
     def __init__(self, vm: Machine, group: str = ''):
         self._vm = vm
         self._iothread = vm.name('iothread')
-        self._image = vm.add_node('second', vm.config.form)
-        self.node = self._image
+        self.image = vm.add_node('second', vm.config.form)
+        self.node = self.image
         self.backend = f'/machine/peripheral/{DEVICE}/virtio-backend'
         if group:
             self.node = vm.name('filter')
             vm.cmd('blockdev-add', driver='throttle', node_name=self.node,
-                   throttle_group=group, file=self._image)
+                   throttle_group=group, file=self.image)
         vm.cmd('object-add', {'qom-type': 'iothread'}, id=self._iothread)
         self.cmd('empty')
         self.plug()
@@ -77,7 +78,7 @@ class Second:
         """Its filter goes to another group."""
         self._vm.cmd('blockdev-reopen', options=[{
             'driver': 'throttle', 'node-name': self.node,
-            'throttle-group': group, 'file': self._image}])
+            'throttle-group': group, 'file': self.image}])
 
     def _delete(self, name: str) -> None:
         def deleted() -> bool:
@@ -94,14 +95,14 @@ class Second:
         """All of it is verified, and goes."""
         self.cmd('verify')
         self.unplug()
-        if self.node != self._image:
+        if self.node != self.image:
             self._delete(self.node)
         wait_until('the second image to be free', self._image_gone)
         self._vm.cmd('object-del', id=self._iothread)
 
     def _image_gone(self) -> bool:
         try:
-            self._vm.del_node(self._image)
+            self._vm.del_node(self.image)
         except Refused as error:
             if 'in use' in str(error):
                 return False
