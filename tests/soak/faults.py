@@ -15,7 +15,8 @@ from typing import Callable
 from groups import Second, both
 from machine import CONFIGS, MIB, Machine, SoakError
 from memory import Balloon, VirtioMem, elsewhere
-from scenarios import start_job, wait_job
+from remote import RECONNECT, Daemon, cut, settle, start_mirror
+from scenarios import finish_job, start_job, wait_job, wait_ready
 
 BLOCK = 4096
 
@@ -29,10 +30,12 @@ STALL = 3
 class Fault:
     """
     words: what the complaint must have in it
+    remote: it needs another host
     """
     name: str
     words: str
     plant: Callable[[Machine], None]
+    remote: bool = False
 
 
 def image(vm: Machine) -> str:
@@ -95,6 +98,45 @@ def misplaced(vm: Machine) -> None:
     here, there = vm.chance.sample(blocks, 2)
     patch(image(vm), there, read(image(vm), here, BLOCK))
     vm.driver.cmd('verify')
+
+
+def move(vm: Machine) -> Daemon:
+    """The disk is on another host from now on."""
+    daemon = Daemon(vm)
+    target = daemon.add_node(RECONNECT)
+    job, _ = start_mirror(vm, target)
+    settle(vm, target, job)
+    return daemon
+
+
+def remote_byte(vm: Machine) -> None:
+    """One byte of the disk is another, on another host."""
+    daemon = move(vm)
+    vm.driver.cmd('quiesce')
+    place = vm.chance.randrange(16 * MIB)
+    patch(daemon.path, place, bytes([read(daemon.path, place, 1)[0] ^ 0x40]))
+    vm.driver.cmd('verify')
+
+
+def old_copy(vm: Machine) -> None:
+    """A mirror to another host ends too early."""
+    daemon = Daemon(vm)
+    target = daemon.add_node()
+    job, _ = start_mirror(vm, target)
+    wait_ready(vm, job)
+    vm.cmd('block-job-cancel', device=job)
+    finish_job(vm, job)
+    vm.resume(1000)
+    copy = vm.copy('copy')
+    vm.del_node(target, keep=True)
+    daemon.compare(copy)
+
+
+def no_way_back(vm: Machine) -> None:
+    """The disk is on another host, and the cable is out for too long."""
+    move(vm)
+    cut(vm)
+    vm.progress(1 << 30)
 
 
 def bad_backup(vm: Machine) -> None:
@@ -172,6 +214,11 @@ FAULTS = (
           careless_unplug),
     Fault('lost notifications of a second disk', 'disk 1: stall', deaf_second),
     Fault('a changed byte of a second disk', 'unknown data', wrong_second),
+    Fault('a changed byte on another host', 'unknown data', remote_byte, True),
+    Fault('a mirror to another host that ended early', 'mismatch', old_copy,
+          True),
+    Fault('another host that is gone', 'requests do not end', no_way_back,
+          True),
     Fault('a QEMU that ends', 'QEMU ended', dead),
 )
 

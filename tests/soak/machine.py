@@ -21,6 +21,7 @@ import time
 from dataclasses import dataclass
 from typing import Any, Callable, Dict, List, Optional, Sequence
 
+from hosts import Network
 from session import LineReader, kill_group, last_lines
 
 MIB = 1 << 20
@@ -81,6 +82,7 @@ class Tools:
     qemu_img: str
     driver: str
     logs: str
+    daemon: str
     #: QEMU's own path instead of the plane's
     stock: bool = False
 
@@ -282,16 +284,20 @@ class Machine:
     top: name of the node that the disk stands on
     chance: where all that is left to chance comes from
     stall: seconds after which a request counts as lost
+    network: QEMU runs on the host that is "here", if there is one
+    at_end: is called when the driver and QEMU have ended
     """
 
     def __init__(self, tools: Tools, config: Config, work: str, seed: int,
-                 stall: int = STALL):
+                 stall: int = STALL, network: Optional[Network] = None):
         self.tools = tools
         self.config = config
         self.work = work
         self.chance = random.Random(seed)
         self.seed = seed
         self.stall = stall
+        self.network = network
+        self.at_end: List[Callable[[], None]] = []
         self._bad_end = False
         #: how often the disk has been plugged or unplugged
         self.plugs = 0
@@ -335,7 +341,11 @@ class Machine:
     def _end(self) -> Optional[str]:
         for monitor in self.monitors:
             monitor.close()
+        if self.network:
+            self.network.mend()
         problem = self.driver.close()
+        for action in self.at_end:
+            action()
         shutil.rmtree(self.work, ignore_errors=True)
         return problem
 
@@ -373,7 +383,8 @@ class Machine:
     def _command(self) -> List[str]:
         config = self.config
         node = self.new_node('n0', config.form)
-        command = [self.tools.driver, '--queues', str(config.queues),
+        command = self.network.here.prefix if self.network else []
+        command = [*command, self.tools.driver, '--queues', str(config.queues),
                    '--depth', '16', '--disk', str(DISK_MIB),
                    '--stall', str(self.stall), '--seed', str(self.seed),
                    '--', self.tools.qemu, '-m', 'slots=4,maxmem=2G']

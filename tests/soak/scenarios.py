@@ -22,18 +22,21 @@ class Scenario:
     forms: the image formats with which it can be done
     throttled: on a throttle filter; None: there or elsewhere
     limits: it is about them
+    remote: it needs another host
     """
     name: str
     run: Callable[[Machine], None]
     forms: Tuple[str, ...] = ('qcow2', 'raw')
     throttled: Optional[bool] = None
     limits: bool = False
+    remote: bool = False
 
     def fits(self, vm: Machine) -> bool:
         """Can it be done on this machine?"""
         return vm.config.form in self.forms \
             and self.throttled in (None, vm.config.throttled) \
-            and (vm.has_limits or not self.limits)
+            and (vm.has_limits or not self.limits) \
+            and (vm.network is not None or not self.remote)
 
 
 # ---- the machine and the device
