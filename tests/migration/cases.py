@@ -11,15 +11,10 @@ the plane stops.
 """
 
 import hashlib
-import os
-import subprocess
 from typing import Any, Callable, Dict, List, NamedTuple
 
-from machine import (Disk, Environment, Machine, OWN_PATH, PLANE, STOCK,
-                     Server, TestFailed)
-
-MIB = 1024 * 1024
-DISK_SIZE = 48 * MIB
+from machine import Disk, Machine, OWN_PATH, PLANE, STOCK, Server
+from session import DISK_SIZE, MIB, Session, check_image
 
 # The requests that are made to fail, see start_read and start_writes.
 READ_OFFSET = 2 * MIB
@@ -28,43 +23,8 @@ WRITES_OFFSET = 1 * MIB
 WRITES_SIZE = 128 * 1024
 SECTOR = 512
 
-
-class Session:
-    """The QEMU processes of one case, which all end with it."""
-
-    def __init__(self, env: Environment) -> None:
-        self.env = env
-        self.machines: List[Machine] = []
-
-    def boot(self, *disks: Disk) -> Machine:
-        """A process whose guest has booted."""
-        return self._start(False, disks)
-
-    def incoming(self, *disks: Disk) -> Machine:
-        """A process that waits for a guest."""
-        return self._start(True, disks)
-
-    def _start(self, incoming: bool, disks: Any) -> Machine:
-        name = f"qemu{len(self.machines)}"
-        machine = Machine(self.env, name, list(disks), incoming)
-        self.machines.append(machine)
-        return machine.start()
-
-    def close(self) -> None:
-        """Ends what the case has left running."""
-        for machine in self.machines:
-            if machine.is_running():
-                machine.kill()
-
-
-def check_image(path: str) -> None:
-    """The host, too, finds the file system clean."""
-    path_env = dict(os.environ, PATH=os.environ["PATH"] + ":/usr/sbin:/sbin")
-    done = subprocess.run(["e2fsck", "-f", "-n", path], env=path_env,
-                          stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-                          check=False, text=True)
-    if done.returncode != 0:
-        raise TestFailed(f"e2fsck on the host: {done.stdout}")
+# Connections of a multifd migration, beside the first.
+CHANNELS = 4
 
 
 # covers: M9, D11
@@ -128,6 +88,42 @@ def cancel(session: Session) -> None:
     source.capability("pause-before-switchover", False)
     target = session.incoming(Disk("load", image, PLANE))
     source.migrate_to(target)
+    source.end()
+    target.check_load("load")
+    target.guest.run("end_load")
+    target.end()
+    check_image(image)
+
+
+# covers: M9
+def multifd(session: Session) -> None:
+    """Over several connections at once; cancelled ones, then one succeeds."""
+    image = session.env.image("load.img", DISK_SIZE)
+    source = session.boot(Disk("load", image, PLANE))
+    source.guest.run("start_load load")
+    source.multifd(CHANNELS)
+
+    # While memory is copied, and past the point where the plane was stopped.
+    for state, bandwidth in (("active", MIB), ("pre-switchover", 1 << 30)):
+        source.capability("pause-before-switchover",
+                          state == "pre-switchover")
+        target = session.incoming(Disk("load", image, PLANE))
+        target.multifd(CHANNELS)
+        source.begin_migration(target, bandwidth)
+        source.wait_migration(state)
+        if state == "active":
+            source.check_load("load")
+        source.cmd("migrate_cancel")
+        source.wait_migration("cancelled")
+        source.wait_state("running")
+        source.check_load("load")
+        target.kill()
+
+    source.capability("pause-before-switchover", False)
+    target = session.incoming(Disk("load", image, PLANE))
+    target.multifd(CHANNELS)
+    source.migrate_to(target)
+    source.check_multifd()
     source.end()
     target.check_load("load")
     target.guest.run("end_load")
@@ -250,6 +246,8 @@ CASES = [
     Case("load-from-stock", "M9: under load from Debian's to plane and back",
          migrate_and_back, {"here": STOCK, "there": PLANE}),
     Case("cancel", "M9: cancelled and failed migrations under load", cancel),
+    Case("multifd", "M9: over several connections, under load, cancelled first",
+         multifd),
     Case("parked", "M9: parked requests travel from plane to plane and back",
          parked_requests, {"here": PLANE, "there": PLANE}),
     Case("parked-to-own", "M9: parked requests travel to QEMU's path and back",

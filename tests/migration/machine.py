@@ -17,9 +17,14 @@ from typing import Any, Dict, List, NamedTuple, Optional
 from qemu.machine import QEMUMachine
 from qemu.machine.machine import VMLaunchFailure
 
+from hosts import Host
+
 # Nothing is measured with these: they end a test that hangs.
 GUARD = 120
 BOOT_GUARD = 240
+
+# On a host of its own; below are what Linux chooses itself.
+MIGRATION_PORT = 4444
 
 
 class TestFailed(Exception):
@@ -139,17 +144,22 @@ class Machine(QEMUMachine):
     """A QEMU process with the guest in it, or waiting for one to arrive."""
 
     def __init__(self, env: Any, name: str, disks: List[Disk],
-                 incoming: bool = False) -> None:
+                 incoming: bool = False, host: Optional[Host] = None) -> None:
         self.stock = any(disk.server.stock for disk in disks)
         super().__init__(env.stock if self.stock else env.qemu,
                          name=name, base_temp_dir=env.work,
                          log_dir=env.work, qmp_timer=GUARD,
-                         wrapper=("setpriv", "--pdeathsig", "KILL"))
+                         wrapper=(*(host.prefix if host else ()),
+                                  "setpriv", "--pdeathsig", "KILL"))
         self.env = env
+        self.name = name
+        self.host = host
         self.has_plane = env.has_plane and not self.stock
         self.disks = {disk.serial: disk for disk in disks}
         # Relative: a socket's path may not be long, the project's may.
         self.uri = f"unix:{name}.migrate"
+        if host:
+            self.uri = f"tcp:{host.address}:{MIGRATION_PORT}"
         self.channel: Optional[Channel] = None
         # By its version, as both ends must have the same.
         self.set_machine("pc-i440fx-10.0")
@@ -240,6 +250,17 @@ class Machine(QEMUMachine):
         """Switches one of the migration's capabilities."""
         self.cmd("migrate-set-capabilities",
                  capabilities=[{"capability": name, "state": value}])
+
+    def multifd(self, channels: int) -> None:
+        """Both sides are to be told."""
+        self.capability("multifd", True)
+        self.cmd("migrate-set-parameters", **{"multifd-channels": channels})
+
+    def check_multifd(self) -> None:
+        """A migration that is over has used it."""
+        ram = self.cmd("query-migrate")["ram"]
+        if not ram["multifd-bytes"]:
+            raise TestFailed(f"nothing went by multifd: {ram}")
 
     def migration(self) -> str:
         """The state of the migration, such as "active"."""
