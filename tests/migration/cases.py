@@ -5,7 +5,7 @@ The cases of the migration test, in the table CASES at the end.
 
 Each gets a Session, boots a guest with a disk, sends it from one QEMU process
 to another, and lets the guest itself judge its data. How that is done stands
-in machine.py. The ids in the descriptions are rows of the list of faults that
+in machine.py; cases in which the disk has to go, too, stand in storage.py. The ids in the descriptions are rows of the list of faults that
 data planes have had elsewhere: M9 is migration, D11 a notification lost when
 the plane stops.
 """
@@ -15,6 +15,7 @@ from typing import Any, Callable, Dict, List, NamedTuple
 
 from machine import Disk, Machine, OWN_PATH, PLANE, STOCK, Server
 from session import DISK_SIZE, MIB, Session, check_image
+from storage import storage_and_back, storage_failures
 
 # The requests that are made to fail, see start_read and start_writes.
 READ_OFFSET = 2 * MIB
@@ -248,6 +249,12 @@ CASES = [
     Case("cancel", "M9: cancelled and failed migrations under load", cancel),
     Case("multifd", "M9: over several connections, under load, cancelled first",
          multifd),
+    Case("storage", "M1 M9 M10: the disk goes, too, to another host and back",
+         storage_and_back, {"here": PLANE, "there": PLANE}),
+    Case("storage-to-own", "M1 M9 M10: with its disk from plane to QEMU's path",
+         storage_and_back, {"here": PLANE, "there": OWN_PATH}),
+    Case("storage-failures", "M1 M9 M10: with its disk, failed at each stage",
+         storage_failures),
     Case("parked", "M9: parked requests travel from plane to plane and back",
          parked_requests, {"here": PLANE, "there": PLANE}),
     Case("parked-to-own", "M9: parked requests travel to QEMU's path and back",
