@@ -110,6 +110,14 @@ def wait_here(session: Session, host: Host, server: Server,
                             paused=paused)
 
 
+def check_active(machine: Machine, active: bool) -> None:
+    """Only where the guest is may its disk be written to."""
+    for node in machine.cmd("query-named-block-nodes", flat=True):
+        if node["node-name"] == SERIAL and node["active"] != active:
+            raise TestFailed(f"the disk is {'not ' * active}active in "
+                             f"{machine.name}")
+
+
 def move(session: Session, source: Machine, host: Host, server: Server,
          mode: str, paused: bool) -> Machine:
     """
@@ -132,6 +140,8 @@ def move(session: Session, source: Machine, host: Host, server: Server,
     source.cmd("migrate-continue", state="pre-switchover")
     source.wait_migration("completed")
     target.wait_migration("completed")
+    check_active(source, False)
+    check_active(target, True)
     target.cmd("nbd-server-stop")
     if paused:
         target.cmd("cont")
