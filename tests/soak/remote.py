@@ -147,8 +147,7 @@ def outage(vm: Machine) -> None:
 
 def start_mirror(vm: Machine, target: str, **more) -> Tuple[str, bool]:
     """Returns the job, and whether the guest's writes wait for the target."""
-    # Why not with several IOThreads: see scenarios.start_mirror().
-    waiting = vm.config.iothreads == 1 and vm.chance.random() < 0.5
+    waiting = vm.chance.random() < 0.5
     job = start_job(vm, 'blockdev-mirror', vm.top, target=target, sync='full',
                     copy_mode='write-blocking' if waiting else 'background',
                     **more)
