@@ -296,7 +296,7 @@ def remote_outage(vm: Machine) -> None:
     come_back(vm, daemon, target, job)
 
 
-REMOTE_SCENARIOS = (
+SCENARIOS = (
     Scenario('remote', remote, throttled=False, remote=True),
     Scenario('remote-copy', remote_copy, throttled=False, remote=True),
     Scenario('remote-lost', remote_lost, throttled=False, remote=True),
