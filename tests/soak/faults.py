@@ -15,8 +15,8 @@ from typing import Callable
 from groups import Second, both
 from machine import CONFIGS, MIB, Machine, SoakError
 from memory import Balloon, VirtioMem, elsewhere
-from remote import RECONNECT, Daemon, cut, settle, start_mirror
-from scenarios import finish_job, start_job, wait_job, wait_ready
+from remote import RECONNECT, Daemon, cut, start_mirror
+from scenarios import finish_job, pivot, start_job, wait_job, wait_ready
 
 BLOCK = 4096
 
@@ -105,7 +105,7 @@ def move(vm: Machine) -> Daemon:
     daemon = Daemon(vm)
     target = daemon.add_node(RECONNECT)
     job, _ = start_mirror(vm, target)
-    settle(vm, target, job)
+    pivot(vm, target, job)
     return daemon
 
 

@@ -123,7 +123,7 @@ class Queries:
         for name in ('query-iothreads', 'query-block', 'query-block-jobs',
                      'query-named-block-nodes', 'query-jobs', 'query-status'):
             self._monitor.cmd(name)
-        self._monitor.hmp(f'info qtree')
+        self._monitor.hmp('info qtree')
         self._monitor.hmp(f'info block -v {DEVICE}')
 
     def _histogram(self) -> None:

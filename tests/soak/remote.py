@@ -12,12 +12,11 @@ and ended here. What scenarios.py says of scenarios is true here, too.
 import json
 import os
 import subprocess
-import time
 from typing import List, Tuple
 
 from machine import DISK_MIB, GUARD, Hang, Machine, SoakError, wait_until
-from scenarios import (READY_GUARD, Scenario, device_reset, dismiss_job,
-                       finish_job, job_state, start_job, stop_cont,
+from scenarios import (Scenario, device_reset, dismiss_job, finish_job,
+                       job_state, pivot, start_job, stop_cont,
                        throttle_changes, trouble_job, wait_ready)
 from session import kill_group, last_lines
 
@@ -167,24 +166,6 @@ def hurry(vm: Machine, job: str) -> None:
     vm.cmd('block-job-set-speed', device=job, speed=0)
 
 
-def settle(vm: Machine, target: str, job: str) -> None:
-    """The target takes the disk's place; the image before is forgotten."""
-    wait_ready(vm, job)
-    vm.cmd('job-complete', id=job)
-    # It ends once all has been copied at some moment, which need not come
-    # while the guest writes faster than the other host does.
-    end = time.monotonic() + READY_GUARD
-    wait_until(f'job {job} to end', lambda: time.monotonic() > end
-               or job_state(vm, job)['status'] == 'concluded')
-    vm.driver.cmd('quiesce')
-    finish_job(vm, job)
-    vm.del_node(vm.top)
-    vm.top = target
-    vm.progress()
-    vm.driver.cmd('verify')
-    vm.resume()
-
-
 def come_back(vm: Machine, daemon: Daemon, target: str, job: str) -> None:
     """The mirror ends here, and the image there is as the disk was then."""
     wait_ready(vm, job)
@@ -207,7 +188,7 @@ def remote(vm: Machine) -> None:
     job, _ = start_mirror(vm, target)
     vm.progress(50)
     trouble_job(vm, job)
-    settle(vm, target, job)
+    pivot(vm, target, job)
     events = [stop_cont, device_reset, throttle_changes]
     vm.chance.shuffle(events)
     for event in events[:2]:
@@ -284,7 +265,7 @@ def remote_outage(vm: Machine) -> None:
     in_the_middle(vm, job)
     outage(vm)
     hurry(vm, job)
-    settle(vm, target, job)
+    pivot(vm, target, job)
     # Nothing that the guest asks for fails meanwhile.
     outage(vm)
     vm.progress()

@@ -8,6 +8,7 @@ backing file, and leaves it so. What is left to chance comes from vm.chance.
 The driver verifies all the time; a scenario looks only at what is its own.
 """
 
+import os
 import time
 from dataclasses import dataclass
 from typing import Callable, Optional, Tuple
@@ -349,9 +350,8 @@ def wait_job(vm: Machine, job: str, *states: str) -> str:
 
 
 def dismiss_job(vm: Machine, job: str) -> None:
-    """A job that has ended goes, while requests are in flight."""
+    """A job that has ended goes."""
     vm.cmd('job-dismiss', id=job)
-    vm.progress(20)
 
 
 def finish_job(vm: Machine, job: str) -> None:
@@ -379,7 +379,17 @@ def complete_job(vm: Machine, job: str) -> None:
     """One that waits for being told."""
     wait_ready(vm, job)
     vm.cmd('job-complete', id=job)
+    # It ends once all has been copied at some moment, which need not come
+    # while the guest writes faster than the target takes.
+    end = time.monotonic() + READY_GUARD
+    wait_until(f'job {job} to end', lambda: time.monotonic() > end
+               or job_state(vm, job)['status'] == 'concluded')
+    if job_state(vm, job)['status'] == 'concluded':
+        dismiss_job(vm, job)
+        return
+    vm.driver.cmd('quiesce')
     finish_job(vm, job)
+    vm.resume(20)
 
 
 def cancel_job(vm: Machine, job: str) -> None:
