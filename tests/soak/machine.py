@@ -306,9 +306,6 @@ class Machine:
         #: With the qtest accelerator throttle groups look at the guest's
         #: time, which goes on only when told to.
         self.guest_time = not tools.has_tcg()
-        #: While that time stands still, a throttle that is shared by several
-        #: IOThreads spins for ever.
-        self.has_limits = not self.guest_time or config.iothreads == 1
         self.nodes: Dict[str, dict] = {}
         self._number = 0
         self.monitors: List[Monitor] = []

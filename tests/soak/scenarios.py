@@ -22,21 +22,18 @@ class Scenario:
     """
     forms: the image formats with which it can be done
     throttled: on a throttle filter; None: there or elsewhere
-    limits: it is about them
     remote: it needs another host
     """
     name: str
     run: Callable[[Machine], None]
     forms: Tuple[str, ...] = ('qcow2', 'raw')
     throttled: Optional[bool] = None
-    limits: bool = False
     remote: bool = False
 
     def fits(self, vm: Machine) -> bool:
         """Can it be done on this machine?"""
         return vm.config.form in self.forms \
             and self.throttled in (None, vm.config.throttled) \
-            and (vm.has_limits or not self.limits) \
             and (vm.network is not None or not self.remote)
 
 
@@ -242,8 +239,6 @@ LIMITS = ('bps', 'bps_rd', 'bps_wr', 'iops', 'iops_rd', 'iops_wr')
 
 def throttle(vm: Machine, **limits) -> None:
     """Sets the device's limits; without any, removes them."""
-    if not vm.has_limits:
-        return
     vm.clock(bool(limits))
     vm.cmd('block_set_io_throttle', {'id': BACKEND, **dict.fromkeys(LIMITS, 0),
                                      **limits})
@@ -717,7 +712,7 @@ SCENARIOS = (
     Scenario('pause-unchanged', pause_unchanged),
     Scenario('system-reset', system_reset),
     Scenario('device-reset', device_reset),
-    Scenario('reset-throttled', reset_throttled, limits=True),
+    Scenario('reset-throttled', reset_throttled),
     Scenario('reset-paused', reset_paused),
     Scenario('driver-away', driver_away),
     Scenario('hotplug', hotplug),
@@ -725,9 +720,9 @@ SCENARIOS = (
     Scenario('resize', resize),
     Scenario('change-medium', change_medium),
     Scenario('reopen', reopen),
-    Scenario('throttle-changes', throttle_changes, limits=True),
-    Scenario('throttle-toggle', throttle_toggle, limits=True),
-    Scenario('throttle-group', throttle_group, throttled=True, limits=True),
+    Scenario('throttle-changes', throttle_changes),
+    Scenario('throttle-toggle', throttle_toggle),
+    Scenario('throttle-group', throttle_group, throttled=True),
     Scenario('drain-many', drain_many),
     Scenario('drain-places', drain_places),
     Scenario('backup', backup),
