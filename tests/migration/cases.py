@@ -157,7 +157,7 @@ def read_sum() -> str:
 
 def park(machine: Machine, command: str) -> None:
     """Lets the guest submit what fails, until that has stopped the guest."""
-    machine.guest.run(command)
+    machine.guest.start(command)
     machine.event_wait("BLOCK_IO_ERROR", match={"data": {"action": "stop"}})
     machine.wait_state("io-error")
 

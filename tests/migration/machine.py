@@ -22,6 +22,7 @@ from hosts import Host
 # Nothing is measured with these: they end a test that hangs.
 GUARD = 120
 BOOT_GUARD = 240
+ASK_AGAIN = 15
 
 # On a host of its own; below are what Linux chooses itself.
 MIGRATION_PORT = 4444
@@ -49,43 +50,77 @@ class Channel:
 
     It is the host's end of one QEMU process: after a migration the guest is
     to be asked through the channel of the process where it arrived.
+
+    Commands bear numbers, and the answer that does not come is asked for
+    again; the guest runs a command once. A guest that was stopped at an I/O
+    error and migrated sometimes has nothing arrive of what it wrote to its
+    port, if the host is busy.
     """
+
+    #: of all commands, as the guest remembers across migrations
+    number = 0
 
     def __init__(self, sock: Any) -> None:
         self.sock = sock
         self.pending = b""
 
-    def _line(self, end: float, what: str) -> str:
+    def _line(self, end: float) -> Optional[str]:
+        """The next line, or nothing if that takes too long."""
         while b"\n" not in self.pending:
             left = end - time.monotonic()
             if left <= 0 or not select.select([self.sock], [], [], left)[0]:
-                raise TestFailed(f"the guest does not answer: {what}; it said "
-                                 f"{self.pending.decode(errors='replace')!r}")
+                return None
             data = self.sock.recv(4096)
             if not data:
-                raise TestFailed(f"QEMU went away during: {what}")
+                raise TestFailed("QEMU went away")
             self.pending += data
         line, self.pending = self.pending.split(b"\n", 1)
         return line.decode(errors="replace").rstrip("\r")
 
-    def answer(self, what: str, guard: float = GUARD) -> str:
-        """Returns what the guest prints up to its "@@ 0"."""
-        end = time.monotonic() + guard
+    def _lines(self, number: int, what: str, patience: float
+               ) -> Optional[List[str]]:
+        """An answer's lines; answers to earlier commands are passed over."""
+        end = time.monotonic() + patience
         lines: List[str] = []
         while True:
-            line = self._line(end, what)
-            if line.startswith("@@ "):
-                break
-            lines.append(line)
-        text = "\n".join(lines)
-        if line != "@@ 0":
-            raise TestFailed(f"in the guest, {what} failed: {text}")
-        return text
+            line = self._line(end)
+            if line is None:
+                return None
+            if not line.startswith("@@ "):
+                lines.append(line)
+                continue
+            if line.split()[1] == str(number):
+                if line.split()[2] != "0":
+                    raise TestFailed(f"in the guest, {what} failed: "
+                                     + "\n".join(lines))
+                return lines
+            lines = []
+
+    def boot(self) -> None:
+        """Waits for the guest to be ready."""
+        if self._lines(0, "boot", BOOT_GUARD) is None:
+            raise TestFailed("the guest does not boot; it said "
+                             f"{self.pending.decode(errors='replace')!r}")
+
+    def _send(self, command: str) -> None:
+        self.sock.sendall(f"{Channel.number} {command}\n".encode())
+
+    def start(self, command: str) -> None:
+        """Has a command run that may stop the guest before it answers."""
+        Channel.number += 1
+        self._send(command)
 
     def run(self, command: str, guard: float = GUARD) -> str:
         """Runs a command in the guest; raises if its status is not 0."""
-        self.sock.sendall(command.encode() + b"\n")
-        return self.answer(command, guard)
+        Channel.number += 1
+        end = time.monotonic() + guard
+        while time.monotonic() < end:
+            self._send(command)
+            lines = self._lines(Channel.number, command, ASK_AGAIN)
+            if lines is not None:
+                return "\n".join(lines)
+        raise TestFailed(f"the guest does not answer: {command}; it said "
+                         f"{self.pending.decode(errors='replace')!r}")
 
 
 class Server(NamedTuple):
@@ -189,7 +224,7 @@ class Machine(QEMUMachine):
                              f"{error.output}") from error
         self.channel = Channel(self.console_socket)
         if "-incoming" not in self.args:
-            self.guest.answer("boot", BOOT_GUARD)
+            self.guest.boot()
         return self
 
     @property
