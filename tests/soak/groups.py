@@ -80,34 +80,14 @@ class Second:
             'driver': 'throttle', 'node-name': self.node,
             'throttle-group': group, 'file': self.image}])
 
-    def _delete(self, name: str) -> None:
-        def deleted() -> bool:
-            try:
-                self._vm.cmd('blockdev-del', node_name=name)
-            except Refused as error:
-                if 'in use' in str(error):
-                    return False
-                raise
-            return True
-        wait_until(f'{name} to be free', deleted)
-
     def remove(self) -> None:
         """All of it is verified, and goes."""
         self.cmd('verify')
         self.unplug()
         if self.node != self.image:
-            self._delete(self.node)
-        wait_until('the second image to be free', self._image_gone)
+            self._vm.cmd_when_free('blockdev-del', node_name=self.node)
+        self._vm.del_node(self.image, unplugged=True)
         self._vm.cmd('object-del', id=self._iothread)
-
-    def _image_gone(self) -> bool:
-        try:
-            self._vm.del_node(self.image)
-        except Refused as error:
-            if 'in use' in str(error):
-                return False
-            raise
-        return True
 
 
 def both(vm: Machine, second: Second, requests: int) -> None:

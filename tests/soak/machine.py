@@ -438,10 +438,16 @@ class Machine:
         self.cmd('blockdev-add', **self.new_node(name, form, **more))
         return name
 
-    def del_node(self, name: str, keep: bool = False) -> str:
-        """Removes a node, and its image; returns the image's path."""
+    def del_node(self, name: str, keep: bool = False,
+                 unplugged: bool = False) -> str:
+        """
+        Removes a node, and its image; returns the image's path.
+
+        unplugged: a device that has just gone may still have it
+        """
         path = self.nodes[name]['file']['filename']
-        self.cmd('blockdev-del', node_name=name)
+        delete = self.cmd_when_free if unplugged else self.cmd
+        delete('blockdev-del', node_name=name)
         del self.nodes[name]
         if not keep:
             os.unlink(path)
@@ -449,25 +455,9 @@ class Machine:
 
     def free_nodes(self) -> None:
         """Closes all images; the disk is unplugged."""
-        def freed() -> bool:
-            try:
-                if self.config.throttled:
-                    self.cmd('blockdev-del', node_name='filter')
-            except Refused as error:
-                if 'in use' in str(error):
-                    return False
-                raise
-            return True
-        wait_until('the filter to be free', freed)
-        def closed() -> bool:
-            try:
-                self.cmd('blockdev-del', node_name=self.top)
-            except Refused as error:
-                if 'in use' in str(error):
-                    return False
-                raise
-            return True
-        wait_until('the image to be closed', closed)
+        if self.config.throttled:
+            self.cmd_when_free('blockdev-del', node_name='filter')
+        self.cmd_when_free('blockdev-del', node_name=self.top)
 
     # ---- both processes
 
@@ -475,6 +465,18 @@ class Machine:
             **arguments) -> Any:
         """Runs a QMP command, see Monitor."""
         return self.qmp.cmd(name, exact, **arguments)
+
+    def cmd_when_free(self, name: str, **arguments) -> None:
+        """A command that QEMU refuses as long as its object is in use."""
+        def done() -> bool:
+            try:
+                self.cmd(name, **arguments)
+            except Refused as error:
+                if 'in use' in str(error):
+                    return False
+                raise
+            return True
+        wait_until(f'{arguments} to be free', done)
 
     def clock(self, on: bool) -> None:
         """Whether throttles go on."""

@@ -10,7 +10,7 @@ import json
 import os
 from typing import List, Tuple
 
-from machine import (EJECT, MIB, Machine, Refused, SoakError, wait_until)
+from machine import EJECT, MIB, Machine, SoakError, wait_until
 from scenarios import Scenario
 
 PAGE = 4096
@@ -25,19 +25,6 @@ def device_gone(vm: Machine, name: str, slot: int) -> None:
     vm.cmd('device_del', id=name)
     vm.driver.cmd('out', EJECT, 1 << slot, 4)
     vm.qmp.event('DEVICE_DELETED', device=name)
-
-
-def delete_object(vm: Machine, name: str) -> None:
-    """RCU may still hold it for a while."""
-    def deleted() -> bool:
-        try:
-            vm.cmd('object-del', id=name)
-        except Refused as error:
-            if 'in use' in str(error):
-                return False
-            raise
-        return True
-    wait_until(f'{name} to be free', deleted)
 
 
 def expect_zeroes(vm: Machine, start: int, size: int, pages: int) -> None:
@@ -224,7 +211,8 @@ class VirtioMem:
         """All of it is unplugged."""
         self.request(0)
         device_gone(self._vm, self._name, MEM_SLOT)
-        delete_object(self._vm, self._name + '-ram')
+        # RCU may still hold it for a while.
+        self._vm.cmd_when_free('object-del', id=self._name + '-ram')
         os.unlink(self._path)
 
 
