@@ -142,7 +142,10 @@ def shortfalls(name: str, stat: List[int], served: dict) -> Iterator[str]:
     if not guest:
         yield f'{name}: the guest did not count its requests'
         return
-    guest['writes'] = int(guest['writes'] * WRITES_SERVED)
+    # Each flush may have had a write without data of its own; where several
+    # shared one, there are many writes, too.
+    guest['writes'] = min(int(guest['writes'] * WRITES_SERVED),
+                          guest['writes'] - guest['flushes'])
     for request, count in guest.items():
         if served[request] < count:
             yield f'{name}: the guest made {count} {request}, of which ' \
