@@ -22,7 +22,6 @@ from hosts import Host
 # Nothing is measured with these: they end a test that hangs.
 GUARD = 120
 BOOT_GUARD = 240
-ASK_AGAIN = 15
 
 # On a host of its own; below are what Linux chooses itself.
 MIGRATION_PORT = 4444
@@ -51,76 +50,67 @@ class Channel:
     It is the host's end of one QEMU process: after a migration the guest is
     to be asked through the channel of the process where it arrived.
 
-    Commands bear numbers, and the answer that does not come is asked for
-    again; the guest runs a command once. A guest that was stopped at an I/O
-    error and migrated sometimes has nothing arrive of what it wrote to its
-    port, if the host is busy.
+    Commands bear numbers, as one that stops the guest may be answered only
+    after the migration, when the next was sent. Nothing is asked twice: an
+    answer that does not come is a fault.
     """
 
-    #: of all commands, as the guest remembers across migrations
+    #: of all commands, as an answer may come from another QEMU process
     number = 0
 
     def __init__(self, sock: Any) -> None:
         self.sock = sock
         self.pending = b""
 
-    def _line(self, end: float) -> Optional[str]:
-        """The next line, or nothing if that takes too long."""
+    def _line(self, end: float, what: str, said: List[str]) -> str:
+        """The next line; said is what came before it."""
         while b"\n" not in self.pending:
             left = end - time.monotonic()
             if left <= 0 or not select.select([self.sock], [], [], left)[0]:
-                return None
+                pending = self.pending.decode(errors="replace")
+                raise TestFailed(f"the guest does not answer: {what}; it said "
+                                 f"{said + [pending]}")
             data = self.sock.recv(4096)
             if not data:
-                raise TestFailed("QEMU went away")
+                raise TestFailed(f"QEMU went away during: {what}")
             self.pending += data
         line, self.pending = self.pending.split(b"\n", 1)
         return line.decode(errors="replace").rstrip("\r")
 
-    def _lines(self, number: int, what: str, patience: float
-               ) -> Optional[List[str]]:
-        """An answer's lines; answers to earlier commands are passed over."""
-        end = time.monotonic() + patience
+    def _answer(self, number: int, what: str, guard: float) -> str:
+        """
+        What the guest prints up to its "@@ NUMBER 0", without the answers to
+        earlier commands, which nobody waited for.
+        """
+        end = time.monotonic() + guard
         lines: List[str] = []
         while True:
-            line = self._line(end)
-            if line is None:
-                return None
+            line = self._line(end, what, lines)
             if not line.startswith("@@ "):
                 lines.append(line)
                 continue
-            if line.split()[1] == str(number):
-                if line.split()[2] != "0":
-                    raise TestFailed(f"in the guest, {what} failed: "
-                                     + "\n".join(lines))
-                return lines
+            answered, status = line.split()[1:]
+            if answered == str(number):
+                break
             lines = []
+        text = "\n".join(lines)
+        if status != "0":
+            raise TestFailed(f"in the guest, {what} failed: {text}")
+        return text
 
     def boot(self) -> None:
         """Waits for the guest to be ready."""
-        if self._lines(0, "boot", BOOT_GUARD) is None:
-            raise TestFailed("the guest does not boot; it said "
-                             f"{self.pending.decode(errors='replace')!r}")
-
-    def _send(self, command: str) -> None:
-        self.sock.sendall(f"{Channel.number} {command}\n".encode())
+        self._answer(0, "boot", BOOT_GUARD)
 
     def start(self, command: str) -> None:
         """Has a command run that may stop the guest before it answers."""
         Channel.number += 1
-        self._send(command)
+        self.sock.sendall(f"{Channel.number} {command}\n".encode())
 
     def run(self, command: str, guard: float = GUARD) -> str:
         """Runs a command in the guest; raises if its status is not 0."""
-        Channel.number += 1
-        end = time.monotonic() + guard
-        while time.monotonic() < end:
-            self._send(command)
-            lines = self._lines(Channel.number, command, ASK_AGAIN)
-            if lines is not None:
-                return "\n".join(lines)
-        raise TestFailed(f"the guest does not answer: {command}; it said "
-                         f"{self.pending.decode(errors='replace')!r}")
+        self.start(command)
+        return self._answer(Channel.number, command, guard)
 
 
 class Server(NamedTuple):
