@@ -659,9 +659,11 @@ static void check_lost(TestQueue *q)
         g_assert_false(vring_more_avail(&q->vring));
         vring_disable_notification(&q->vring);
         g_assert_false(vring_enable_notification(&q->vring));
+        g_assert_cmpint(vring_pop_full(&q->vring), ==, -VRING_ERR_RING_LOST);
         g_assert_cmpuint(vring_publish(&q->vring), ==, 0);
-        g_assert_false(vring_should_notify(&q->vring));
-        vring_refresh_memory(&q->vring);
+        /* What the driver wishes cannot be read */
+        g_assert_true(vring_should_notify(&q->vring));
+        g_assert_cmpuint(vring_refresh_memory(&q->vring), ==, 0);
     }
 }
 
@@ -682,6 +684,7 @@ static void test_ring_lost_and_found(const TestMode *mode)
         g_byte_array_unref(contents);
         test_queue_run(&q, i);
         g_assert_false(driver_has_used(&q.drv));
+        g_assert_false(q.vring.dropped);
     }
     test_queue_cleanup(&q);
 }
@@ -729,16 +732,19 @@ static void test_ring_lost_in_flight(const TestMode *mode)
         pop_write_buffer(&q, &elem[i], &buf[i], i, DATA_BASE + 512 * i,
                          512);
     }
-    /* Pushed, but not published before the ring goes */
+    /* Published when the ring goes, which is the last moment for it */
     vring_push(&q.vring, &elem[0], &buf[0], 512);
     g_byte_array_unref(unplug_ring(&q));
+    g_assert_cmpuint(vring_unpublished(&q.vring), ==, 0);
     check_lost(&q);
+    g_assert_false(q.vring.dropped);
     g_assert_cmpuint(test_memory_tables(q.mem), ==, 2);
     vring_push(&q.vring, &elem[1], &buf[1], 512);
     vring_detach(&q.vring, &elem[2], &buf[2]);
     g_assert_cmpuint(test_memory_tables(q.mem), ==, 1);
     g_assert_cmpuint(q.vring.inuse, ==, 0);
     check_lost(&q);
+    g_assert_true(q.vring.dropped);
     test_queue_cleanup(&q);
 }
 
@@ -760,7 +766,7 @@ static void pin_queue_init(TestQueue *q, const VringConfig *config)
 
 /*
  * covers: D6, M8, M9: parked at teardown in memory that is unplugged then, and
- * not wanted by the next Vring
+ * given up by the next Vring
  */
 static void test_pin(const TestMode *mode)
 {
@@ -782,10 +788,11 @@ static void test_pin(const TestMode *mode)
     g_assert_cmpuint(test_memory_tables(q.mem), ==, 1);
     vring_close(&q.vring);
     vring_open(&q.vring, &config, q.mem, &error_abort);
+    q.vring.inuse = elem.ndescs;
 
     g_assert_cmpuint(test_memory_regions(q.mem), ==, regions);
     memset(elem.in_sg[0].iov_base, 0x33, 512);
-    vring_discard(&q.vring, &elem);
+    vring_detach(&q.vring, &elem, NULL);
     g_assert_cmpuint(test_memory_mappings(q.mem), ==, 0);
     g_assert_cmpuint(test_memory_regions(q.mem), ==, regions - 1);
     g_assert_cmpuint(test_memory_dirty(q.mem, DATA_BASE + 1000, 1), ==, 1);

@@ -106,25 +106,72 @@ VirtioBlkDataPlaneQueueInfo *data_plane_queue_info(DataPlaneQueue *q,
 
 /* The pool */
 
+/*
+ * Without initialising the slots: memory that nobody touches costs nothing,
+ * unless it is locked.
+ */
+static DataPlanePool *pool_new(unsigned size)
+{
+    DataPlanePool *pool = g_malloc(sizeof(*pool) +
+                                   size * sizeof(pool->slots[0]));
+
+    pool->size = size;
+    pool->touched = 0;
+    pool->taken = 0;
+    QSLIST_INIT(&pool->free);
+    return pool;
+}
+
+/*
+ * Slots that are taken belong to requests that the error policy has parked.
+ * The last of them frees the pool.
+ */
+static void pool_abandon(DataPlaneQueue *q)
+{
+    if (q->pool && !q->pool->taken) {
+        g_free(q->pool);
+    }
+    q->pool = NULL;
+}
+
+/* A slot for each request that a queue of @size can have in flight */
+static void pool_set_size(DataPlaneQueue *q, unsigned size)
+{
+    if (!q->pool || q->pool->size != size) {
+        pool_abandon(q);
+        q->pool = pool_new(size);
+    }
+}
+
+/* NULL if all slots are taken: as many requests are in flight as there are */
 static DataPlaneReq *pool_get(DataPlaneQueue *q)
 {
-    DataPlaneReq *slot = QSLIST_FIRST(&q->pool_free);
+    DataPlanePool *pool = q->pool;
+    DataPlaneReq *slot = QSLIST_FIRST(&pool->free);
 
     if (likely(slot)) {
-        QSLIST_REMOVE_HEAD(&q->pool_free, next);
-        return slot;
+        QSLIST_REMOVE_HEAD(&pool->free, next);
+    } else if (likely(pool->touched < pool->size)) {
+        slot = &pool->slots[pool->touched++];
+        vring_buffer_init(&slot->buf);
+        slot->queue = q;
+        slot->pool = pool;
+    } else {
+        return NULL;
     }
-    /* The ring lets no more be popped than there are descriptors. */
-    assert(q->pool_used < q->pool_size);
-    slot = &q->pool[q->pool_used++];
-    vring_buffer_init(&slot->buf);
-    slot->queue = q;
+    pool->taken++;
     return slot;
 }
 
 static void pool_put(DataPlaneReq *slot)
 {
-    QSLIST_INSERT_HEAD(&slot->queue->pool_free, slot, next);
+    DataPlanePool *pool = slot->pool;
+
+    QSLIST_INSERT_HEAD(&pool->free, slot, next);
+    pool->taken--;
+    if (unlikely(pool != slot->queue->pool) && !pool->taken) {
+        g_free(pool);
+    }
 }
 
 /* VirtIOBlockReq.release of requests from the pool */
@@ -146,22 +193,18 @@ static VringBuffer *request_buffer(VirtIOBlockReq *req)
     return &container_of(req, DataPlaneReq, req)->buf;
 }
 
-/*
- * A request that waited in a drained section while the device was reset: the
- * driver has forgotten it (2.4.1).
- */
-static bool is_stale(DataPlaneQueue *q, VirtIOBlockReq *req)
-{
-    return req->release == release_request &&
-           container_of(req, DataPlaneReq, req)->epoch != q->epoch;
-}
-
 /* Completion */
 
 static VirtIODevice *queue_vdev(DataPlaneQueue *q)
 {
     /* Not VIRTIO_DEVICE(), which looks the type up each time */
     return &q->s->parent_obj;
+}
+
+static void fail(DataPlaneQueue *q, int err)
+{
+    qatomic_set(&q->error, err);
+    data_plane_queue_failed(q);
 }
 
 static void account(DataPlaneQueue *q)
@@ -172,12 +215,17 @@ static void account(DataPlaneQueue *q)
     }
 }
 
-/* Whoever sees that a request succeeded shall find it in the statistics. */
+/*
+ * Whoever sees that a request succeeded shall find it in the statistics.
+ *
+ * A device that needs a reset uses no buffers (2.1.2).  Where bus mastering has
+ * been taken away what was pushed before is shown all the same: part of it may
+ * be in the ring already.
+ */
 static void publish(DataPlaneQueue *q)
 {
     account(q);
-    /* A device that needs a reset uses no buffers (2.1.2) */
-    if (!virtio_device_disabled(queue_vdev(q))) {
+    if (!queue_vdev(q)->broken) {
         q->unnotified += vring_publish(&q->vring);
     }
 }
@@ -204,7 +252,7 @@ static void notify_guest(DataPlaneQueue *q)
 }
 
 /* Context: BH in the queue's AioContext, or as notify_deferred() */
-static void end_batch(void *opaque)
+static void notify_guest_bh(void *opaque)
 {
     DataPlaneQueue *q = opaque;
 
@@ -224,7 +272,7 @@ static void notify_deferred(void *opaque)
         q->notify = DATA_PLANE_NOTIFY_IN_BH;
         qemu_bh_schedule(q->notify_bh);
     } else {
-        end_batch(q);
+        notify_guest_bh(q);
     }
 }
 
@@ -294,8 +342,8 @@ void data_plane_complete_request(VirtIOBlockReq *req, unsigned char status)
     uint32_t type = request_type(req);
 
     stat_completed(q, type, status);
-    if (unlikely(is_stale(q, req))) {
-        vring_discard(&q->vring, &req->elem);
+    if (unlikely(virtio_device_disabled(queue_vdev(q)))) {
+        data_plane_detach_request(req);
         return;
     }
     vring_push(&q->vring, &req->elem, request_buffer(req),
@@ -311,15 +359,19 @@ void data_plane_complete_request(VirtIOBlockReq *req, unsigned char status)
         publish_some(q);
     }
     notify_later(q);
+    if (unlikely(q->vring.lost)) {
+        fail(q, VRING_ERR_RING_LOST);
+    }
+}
+
+void data_plane_detach_request(VirtIOBlockReq *req)
+{
+    DataPlaneQueue *q = data_plane_queue_of(req);
+
+    vring_detach(&q->vring, &req->elem, request_buffer(req));
 }
 
 /* Submission */
-
-static void fail(DataPlaneQueue *q, int err)
-{
-    qatomic_set(&q->error, err);
-    data_plane_queue_failed(q);
-}
 
 /* The parser is going to read the header and write the status. */
 static void prefetch_request(const VirtQueueElement *elem)
@@ -334,16 +386,23 @@ static void prefetch_request(const VirtQueueElement *elem)
  * Pops at most @max requests, so that the headers of all are on their way to
  * the cache when the first is parsed.  Returns their number; @err gets set to
  * a negative VringError if the driver made a mistake behind them.
+ *
+ * Another queue may break the device meanwhile; nothing is taken after that.
  */
 static unsigned pop_requests(DataPlaneQueue *q, VirtIOBlockReq **reqs,
                              unsigned max, int *err)
 {
     unsigned n;
 
-    for (n = 0; n < max; n++) {
+    for (n = 0; n < max && !virtio_device_disabled(queue_vdev(q)); n++) {
         DataPlaneReq *slot = pool_get(q);
-        int ret = vring_pop(&q->vring, &slot->req.elem, &slot->buf);
+        int ret;
 
+        if (unlikely(!slot)) {
+            *err = vring_pop_full(&q->vring);
+            break;
+        }
+        ret = vring_pop(&q->vring, &slot->req.elem, &slot->buf);
         if (ret <= 0) {
             pool_put(slot);
             *err = ret;
@@ -354,7 +413,6 @@ static unsigned pop_requests(DataPlaneQueue *q, VirtIOBlockReq **reqs,
         slot->req.release = release_request;
         slot->req.spare_iov = vring_buffer_spare(&slot->buf, &slot->req.elem,
                                                  &slot->req.spare_niov);
-        slot->epoch = q->epoch;
         reqs[n] = &slot->req;
     }
     stat_add(&q->stats.popped, n);
@@ -374,7 +432,7 @@ static bool handle_requests(DataPlaneQueue *q, VirtIOBlockReq **reqs,
         return true;
     }
     for (; i < n; i++) {
-        vring_detach(&q->vring, &reqs[i]->elem, request_buffer(reqs[i]));
+        data_plane_detach_request(reqs[i]);
         virtio_blk_free_request(reqs[i]);
     }
     return false;
@@ -405,6 +463,23 @@ static unsigned take_requests(DataPlaneQueue *q, MultiReqBuffer *mrb,
     return total;
 }
 
+/* Between poll_begin and poll_end, unless the queue was attached anew since */
+static bool is_polling(const DataPlaneQueue *q)
+{
+    return q->polling_attach == qatomic_read(&q->attach);
+}
+
+/* Kicks that came while the ring's memory was gone found nothing. */
+static void refresh_memory(DataPlaneQueue *q)
+{
+    bool was_lost = q->vring.lost;
+
+    q->unnotified += vring_refresh_memory(&q->vring);
+    if (unlikely(was_lost && !q->vring.lost)) {
+        event_notifier_set(&q->host_notifier);
+    }
+}
+
 /*
  * One look at the ring takes a ring's worth of requests at the most, or a
  * driver that adds as fast as the device takes would keep the IOThread from
@@ -412,6 +487,9 @@ static unsigned take_requests(DataPlaneQueue *q, MultiReqBuffer *mrb,
  *
  * While the event loop polls nobody needs to be notified: between poll_begin
  * and poll_end the driver is not asked to.
+ *
+ * In a drained section requests stay in the ring; its end attaches the queue,
+ * which is a kick.
  */
 static void handle_notify(DataPlaneQueue *q)
 {
@@ -419,27 +497,29 @@ static void handle_notify(DataPlaneQueue *q)
     MultiReqBuffer mrb = {};
     unsigned budget = q->vring.config.num;
     unsigned total = 0;
+    bool polling = is_polling(q);
     bool more;
 
-    if (virtio_device_disabled(vdev)) {
+    if (virtio_device_disabled(vdev) || !blk_submit_begin(q->s->blk)) {
         return;
     }
-    vring_refresh_memory(&q->vring);
+    refresh_memory(q);
 
     defer_call_begin();
     do {
-        if (!q->polling) {
+        if (!polling) {
             vring_disable_notification(&q->vring);
         }
         total += take_requests(q, &mrb, budget - total);
-        more = q->polling ? vring_more_avail(&q->vring)
-                          : vring_enable_notification(&q->vring);
+        more = polling ? vring_more_avail(&q->vring)
+                       : vring_enable_notification(&q->vring);
     } while (more && total < budget && !virtio_device_disabled(vdev));
 
     if (mrb.num_reqs) {
         virtio_blk_submit_multireq(q->s, &mrb);
     }
     defer_call_end();
+    blk_submit_end(q->s->blk);
 
     if (total) {
         trace_virtio_blk_data_plane_batch(q->s, q->index, total,
@@ -467,14 +547,19 @@ static void host_notifier_read(EventNotifier *n)
     }
 }
 
+/* A device that is broken, or no bus master, does not touch its rings. */
+static bool may_use_ring(DataPlaneQueue *q)
+{
+    return qatomic_load_acquire(&q->active) &&
+           !virtio_device_disabled(queue_vdev(q));
+}
+
 static bool host_notifier_poll(void *opaque)
 {
     EventNotifier *n = opaque;
     DataPlaneQueue *q = container_of(n, DataPlaneQueue, host_notifier);
 
-    return qatomic_load_acquire(&q->active) &&
-           !virtio_device_disabled(queue_vdev(q)) &&
-           vring_more_avail(&q->vring);
+    return may_use_ring(q) && vring_more_avail(&q->vring);
 }
 
 static void host_notifier_poll_ready(EventNotifier *n)
@@ -489,9 +574,9 @@ static void host_notifier_poll_begin(EventNotifier *n)
 {
     DataPlaneQueue *q = container_of(n, DataPlaneQueue, host_notifier);
 
-    q->polling = true;
-    if (qatomic_load_acquire(&q->active)) {
-        vring_refresh_memory(&q->vring);
+    q->polling_attach = qatomic_read(&q->attach);
+    if (may_use_ring(q)) {
+        refresh_memory(q);
         vring_disable_notification(&q->vring);
     }
 }
@@ -500,10 +585,10 @@ static void host_notifier_poll_end(EventNotifier *n)
 {
     DataPlaneQueue *q = container_of(n, DataPlaneQueue, host_notifier);
 
-    q->polling = false;
+    q->polling_attach = 0;
     /* The event loop polls once more after this. */
-    if (qatomic_load_acquire(&q->active)) {
-        vring_refresh_memory(&q->vring);
+    if (may_use_ring(q)) {
+        refresh_memory(q);
         vring_enable_notification(&q->vring);
     }
 }
@@ -516,7 +601,7 @@ static void memory_changed_bh(void *opaque)
     DataPlaneQueue *q = opaque;
 
     if (qatomic_load_acquire(&q->active)) {
-        vring_refresh_memory(&q->vring);
+        refresh_memory(q);
     }
 }
 
@@ -527,18 +612,29 @@ void data_plane_queue_init(DataPlaneQueue *q, VirtIOBlockDataPlane *dp,
     q->s = s;
     q->vq = virtio_get_queue(VIRTIO_DEVICE(s), index);
     q->index = index;
-    /* The driver may choose any size up to this, whatever we offer. */
-    q->pool_size = VIRTQUEUE_MAX_SIZE;
-    /* Untouched memory costs nothing; slots are initialised at first use. */
-    q->pool = g_new(DataPlaneReq, q->pool_size);
-    QSLIST_INIT(&q->pool_free);
+    q->attach = 1;
 }
 
 void data_plane_queue_cleanup(DataPlaneQueue *q)
 {
     assert(!q->active);
     assert(q->stats.popped == q->stats.released);
-    g_free(q->pool);
+    pool_abandon(q);
+}
+
+/* What a migration brought may not fit to the positions of the queue. */
+static unsigned parked_descs(DataPlaneQueue *q)
+{
+    unsigned n = 0;
+
+    QEMU_LOCK_GUARD(&q->s->rq_lock);
+
+    for (VirtIOBlockReq *req = q->s->rq; req; req = req->next) {
+        if (req->vq == q->vq) {
+            n += req->elem.ndescs;
+        }
+    }
+    return n;
 }
 
 bool data_plane_queue_setup(DataPlaneQueue *q, VringMemory *mem, Error **errp)
@@ -552,6 +648,15 @@ bool data_plane_queue_setup(DataPlaneQueue *q, VringMemory *mem, Error **errp)
     if (!vring_setup(&q->vring, vdev, q->index, mem, errp)) {
         return false;
     }
+    if (parked_descs(q) > q->vring.inuse) {
+        vring_teardown(&q->vring, vdev, q->index);
+        error_setg(errp, "requests that are parked take more descriptors than "
+                   "are in flight");
+        virtio_error(vdev, "virtio-blk: queue %u: %s; the device stops until "
+                     "the guest resets it", q->index, error_get_pretty(*errp));
+        return false;
+    }
+    pool_set_size(q, q->vring.config.num);
     q->unnotified = 0;
     /* Pairs with the loads of the handlers */
     qatomic_store_release(&q->active, true);
@@ -559,15 +664,14 @@ bool data_plane_queue_setup(DataPlaneQueue *q, VringMemory *mem, Error **errp)
 }
 
 /*
- * Requests may be left: those that the error policy has parked, and those
- * that wait in the BlockBackend for somebody else's drained section to end.
- * They leave the ring behind: afterwards they are what QEMU's own code could
- * have popped, fit to be migrated, dropped, or completed anywhere.
+ * Requests that the error policy has parked are left.  They leave the ring
+ * behind: afterwards they are what QEMU's own code could have popped, fit to
+ * be migrated, dropped, or completed anywhere.
  */
 static void pin_requests(DataPlaneQueue *q)
 {
-    for (unsigned i = 0; i < q->pool_used; i++) {
-        DataPlaneReq *slot = &q->pool[i];
+    for (unsigned i = 0; i < q->pool->touched; i++) {
+        DataPlaneReq *slot = &q->pool->slots[i];
 
         if (slot->buf.hold) {
             vring_pin(&q->vring, &slot->req.elem, &slot->buf);
@@ -591,7 +695,7 @@ void data_plane_queue_start(DataPlaneQueue *q, AioContext *ctx)
     q->quiesced = false;
     q->host_notifier = *virtio_queue_get_host_notifier(q->vq);
     q->guest_notifier = *virtio_queue_get_guest_notifier(q->vq);
-    q->notify_bh = aio_bh_new(ctx, end_batch, q);
+    q->notify_bh = aio_bh_new(ctx, notify_guest_bh, q);
     q->memory_bh = aio_bh_new(ctx, memory_changed_bh, q);
 }
 
@@ -600,7 +704,8 @@ void data_plane_queue_attach(DataPlaneQueue *q)
     if (q->quiesced) {
         return;
     }
-    q->polling = false;
+    /* 0 is never: is_polling() */
+    qatomic_set(&q->attach, q->attach + 1 ?: 1);
     aio_set_event_notifier(q->ctx, &q->host_notifier, host_notifier_read,
                            host_notifier_poll, host_notifier_poll_ready);
     aio_set_event_notifier_poll(q->ctx, &q->host_notifier,
@@ -638,15 +743,19 @@ void data_plane_queue_quiesce(DataPlaneQueue *q)
     aio_wait_bh_oneshot(q->ctx, quiesce_bh, q);
 }
 
+/* Context: BH in the AioContext of the BH that goes, so that it does not run */
+static void delete_bh(void *opaque)
+{
+    qemu_bh_delete(opaque);
+}
+
 /* Context: BH in the queue's AioContext */
 static void flush_bh(void *opaque)
 {
     DataPlaneQueue *q = opaque;
 
     qemu_bh_delete(q->notify_bh);
-    qemu_bh_delete(q->memory_bh);
     q->notify_bh = NULL;
-    q->memory_bh = NULL;
     q->notify = DATA_PLANE_NOTIFY_NOBODY;
     if (q->active) {
         notify_guest(q);
@@ -656,7 +765,11 @@ static void flush_bh(void *opaque)
 
 void data_plane_queue_flush(DataPlaneQueue *q)
 {
+    QEMUBH *memory_bh = g_steal_pointer(&q->memory_bh);
+
+    /* Memory may change while this waits: nobody schedules the BH any more. */
     aio_wait_bh_oneshot(q->ctx, flush_bh, q);
+    aio_wait_bh_oneshot(q->ctx, delete_bh, memory_bh);
 }
 
 void data_plane_queue_drop_parked(DataPlaneQueue *q)

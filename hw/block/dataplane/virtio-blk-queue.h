@@ -24,17 +24,31 @@ typedef struct DataPlaneQueue DataPlaneQueue;
  */
 #define DATA_PLANE_PUBLISH 8
 
+typedef struct DataPlanePool DataPlanePool;
+
 /*
- * A request and the memory of its vectors.  Slots live as long as the plane,
- * so that a request that is parked by the error policy may outlive a stop.
+ * A request and the memory of its vectors.  Slots outlive a stop, as do
+ * requests that the error policy has parked.
  */
 typedef struct DataPlaneReq {
     VirtIOBlockReq req;         /* first: the device knows only this part */
     VringBuffer buf;
     DataPlaneQueue *queue;
-    unsigned epoch;             /* of the queue when the request was popped */
+    DataPlanePool *pool;
     QSLIST_ENTRY(DataPlaneReq) next;
 } DataPlaneReq;
+
+/*
+ * As many slots as the queue has entries; a queue whose size has changed has a
+ * new pool.  Belongs to the queue's AioContext while the queue is started.
+ */
+struct DataPlanePool {
+    unsigned size;
+    unsigned touched;           /* slots below were used before */
+    unsigned taken;
+    QSLIST_HEAD(, DataPlaneReq) free;
+    DataPlaneReq slots[];
+};
 
 /*
  * Counters over the life of the device.  Writer: the queue's AioContext.
@@ -95,11 +109,15 @@ struct DataPlaneQueue {
      */
     int error;
 
-    unsigned epoch;             /* number of resets */
+    /*
+     * Number of the last attach, never 0.  Writer: BQL held; reader: the
+     * queue's AioContext, where a handler of before may still run; atomic.
+     */
+    unsigned attach;
 
     /* The rest belongs to the queue's AioContext while it is started. */
     Vring vring;
-    bool polling;               /* between poll_begin and poll_end */
+    unsigned polling_attach;    /* @attach while the event loop polls, or 0 */
     DataPlaneNotify notify;     /* who is going to call notify_guest() */
     unsigned unnotified;        /* published since the driver was notified */
 
@@ -107,11 +125,7 @@ struct DataPlaneQueue {
     BlockAcctCookie acct[DATA_PLANE_PUBLISH];
     unsigned acct_num;
 
-    /* Slots [0, pool_used) were used before; those below are untouched. */
-    DataPlaneReq *pool;
-    unsigned pool_size;
-    unsigned pool_used;
-    QSLIST_HEAD(, DataPlaneReq) pool_free;
+    DataPlanePool *pool;        /* NULL before the first ring */
 
     DataPlaneStats stats;
 };
@@ -205,6 +219,15 @@ void data_plane_queue_drop_parked(DataPlaneQueue *q);
  * Context: the queue's AioContext
  */
 void data_plane_complete_request(VirtIOBlockReq *req, unsigned char status);
+
+/**
+ * data_plane_detach_request: give a request up while the plane runs
+ *
+ * The driver does not see it again.
+ *
+ * Context: the queue's AioContext
+ */
+void data_plane_detach_request(VirtIOBlockReq *req);
 
 /**
  * data_plane_queue_info: counters of a queue

@@ -56,8 +56,9 @@ struct VirtIOBlockDataPlane {
     Error *blocker;
     Notifier remove_bs_notifier;
 
-    /* What QEMU's own path put into VirtIOBlock.complete_request */
+    /* What QEMU's own path put into VirtIOBlock */
     void (*saved_complete_request)(VirtIOBlockReq *req, unsigned char status);
+    void (*saved_detach_request)(VirtIOBlockReq *req);
 
     unsigned num_queues;
     DataPlaneQueue *queues;
@@ -273,6 +274,30 @@ void virtio_blk_data_plane_destroy(VirtIOBlock *s)
 
 /* What the queues need the main loop for */
 
+/*
+ * Breaks the device: all of its queues stop, and then the driver is told.
+ * The main loop runs meanwhile.
+ */
+static void fail_device(VirtIOBlockDataPlane *dp, DataPlaneQueue *q,
+                        const char *what)
+{
+    VirtIODevice *vdev = VIRTIO_DEVICE(dp->s);
+
+    vdev->broken = true;
+    VIRTIO_DEVICE_GET_CLASS(vdev)->wait_broken(vdev);
+    virtio_error(vdev, "virtio-blk %s: queue %u: %s; the device stops until "
+                 "the guest resets it", device_name(dp), q->index, what);
+}
+
+/*
+ * A ring whose memory was away for a while has lost nothing if no request was
+ * completed meanwhile: the queue is kicked when the memory comes back.
+ */
+static bool ring_is_lost(DataPlaneQueue *q)
+{
+    return q->vring.lost || q->vring.dropped;
+}
+
 static void report_error(VirtIOBlockDataPlane *dp, DataPlaneQueue *q)
 {
     int err = qatomic_xchg(&q->error, 0);
@@ -280,14 +305,12 @@ static void report_error(VirtIOBlockDataPlane *dp, DataPlaneQueue *q)
     if (!err || !q->active) {
         return;
     }
-    /* The memory may have come back, or may never be needed again. */
+    /* The memory may never be needed again. */
     if (err == VRING_ERR_RING_LOST &&
-        (!q->vring.lost || VIRTIO_DEVICE(dp->s)->disabled)) {
+        (!ring_is_lost(q) || VIRTIO_DEVICE(dp->s)->disabled)) {
         return;
     }
-    virtio_error(VIRTIO_DEVICE(dp->s), "virtio-blk %s: queue %u: %s; "
-                 "the device stops until the guest resets it",
-                 device_name(dp), q->index, vring_error_str(err));
+    fail_device(dp, q, vring_error_str(err));
 }
 
 static void report_errors(VirtIOBlockDataPlane *dp)
@@ -308,10 +331,8 @@ static void setup_late_queues(VirtIOBlockDataPlane *dp)
             continue;
         }
         if (!data_plane_queue_setup(q, dp->mem, &err)) {
-            virtio_error(VIRTIO_DEVICE(dp->s), "virtio-blk %s: queue %u was "
-                         "enabled late: %s; the device stops until the guest "
-                         "resets it", device_name(dp), i,
-                         error_get_pretty(err));
+            error_prepend(&err, "enabled late: ");
+            fail_device(dp, q, error_get_pretty(err));
             error_free(err);
         } else if (q->active) {
             trace_virtio_blk_data_plane_queue_late(dp->s, i);
@@ -327,6 +348,9 @@ static void attention_bh(void *opaque)
 
     if (dp->state == VIRTIO_BLK_DATA_PLANE_STATE_STARTED) {
         report_errors(dp);
+    }
+    /* The main loop may have run, and stopped the plane. */
+    if (dp->state == VIRTIO_BLK_DATA_PLANE_STATE_STARTED) {
         setup_late_queues(dp);
     }
 }
@@ -518,7 +542,9 @@ int virtio_blk_data_plane_start(VirtIOBlockDataPlane *dp)
         data_plane_queue_start(&dp->queues[i], s->vq_aio_context[i]);
     }
     dp->saved_complete_request = s->complete_request;
+    dp->saved_detach_request = s->detach_request;
     s->complete_request = data_plane_complete_request;
+    s->detach_request = data_plane_detach_request;
     /* Drains, but is no concern of drained_begin and drained_end yet. */
     move_backend(dp, s->vq_aio_context[0]);
 
@@ -560,6 +586,7 @@ void virtio_blk_data_plane_stop(VirtIOBlockDataPlane *dp)
     move_backend(dp, qemu_get_aio_context());
     report_errors(dp);
     s->complete_request = dp->saved_complete_request;
+    s->detach_request = dp->saved_detach_request;
     teardown_queues(dp);
     set_guest_notifiers(dp, false);
 
@@ -579,6 +606,10 @@ bool virtio_blk_data_plane_handle_output(VirtIOBlockDataPlane *dp,
     case VIRTIO_BLK_DATA_PLANE_STATE_STOPPED:
         if (dp->s->ioeventfd_started) {
             return false;
+        }
+        /* Without bus mastering there are no rings to look at. */
+        if (virtio_device_disabled(vdev)) {
+            return true;
         }
         /*
          * Some drivers kick before DRIVER_OK, so that the plane starts here
@@ -626,15 +657,6 @@ void virtio_blk_data_plane_queue_reset(VirtIOBlockDataPlane *dp, unsigned n)
         blk_drain(dp->s->blk);
     }
     data_plane_queue_drop_parked(q);
-    q->epoch++;
-}
-
-void virtio_blk_data_plane_reset(VirtIOBlockDataPlane *dp)
-{
-    assert(dp->state == VIRTIO_BLK_DATA_PLANE_STATE_STOPPED);
-    for (unsigned i = 0; i < dp->num_queues; i++) {
-        dp->queues[i].epoch++;
-    }
 }
 
 void virtio_blk_data_plane_drained_begin(VirtIOBlockDataPlane *dp)

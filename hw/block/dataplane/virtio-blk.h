@@ -96,13 +96,6 @@ AioContext *virtio_blk_data_plane_context(VirtIOBlockDataPlane *dp,
 void virtio_blk_data_plane_queue_reset(VirtIOBlockDataPlane *dp, unsigned n);
 
 /**
- * virtio_blk_data_plane_reset: the driver has forgotten all requests
- *
- * Context: BQL held, stopped
- */
-void virtio_blk_data_plane_reset(VirtIOBlockDataPlane *dp);
-
-/**
  * virtio_blk_data_plane_drained_begin: take no more requests for a while
  * Pair: virtio_blk_data_plane_drained_end()
  *

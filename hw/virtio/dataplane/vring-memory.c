@@ -18,7 +18,6 @@
 #include "qemu/osdep.h"
 #include "qapi/error.h"
 #include "exec/memory.h"
-#include "system/xen.h"
 #include "system/dma.h"
 #include "hw/virtio/dataplane/vring-memory.h"
 
@@ -114,8 +113,7 @@ bool vring_memory_is_current(VringMemory *mem, const VringTable *table)
 
 bool vring_region_is_logged(const VringRegion *region)
 {
-    /* Xen is told of all writes, whoever logs. */
-    return memory_region_get_dirty_log_mask(region->mr) || xen_enabled();
+    return memory_region_get_dirty_log_mask(region->mr);
 }
 
 void vring_region_set_dirty(const VringRegion *region, uint64_t offset,

@@ -174,7 +174,7 @@ static int packed_read_list(Vring *vring, uint16_t flags, VringChain *chain,
     for (unsigned n = 1; ; n++) {
         VringDesc desc;
 
-        if (unlikely(n > num - vring->inuse)) {
+        if (unlikely(n + vring->inuse > num)) {
             return n > num ? -VRING_ERR_LOOP : -VRING_ERR_QUEUE_FULL;
         }
         packed_load_desc(vring, pos, &desc);

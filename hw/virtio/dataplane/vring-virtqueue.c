@@ -14,6 +14,7 @@
 
 #include "qemu/osdep.h"
 #include "qapi/error.h"
+#include "system/xen.h"
 #include "hw/virtio/virtio.h"
 #include "hw/virtio/dataplane/vring.h"
 
@@ -73,6 +74,17 @@ static void vring_return_order(const Vring *vring,
     }
 }
 
+/* A driver may change the size of a queue that it uses, which none should. */
+static bool vring_state_fits(const Vring *vring,
+                             const VirtQueueRingState *state)
+{
+    unsigned num = vring->config.num;
+
+    return state->inuse <= num &&
+           (!vring->config.packed ||
+            (state->last_avail_idx < num && state->used_idx < num));
+}
+
 static bool vring_take_state(Vring *vring, const VirtQueueRingState *state,
                              Error **errp)
 {
@@ -114,6 +126,11 @@ bool vring_setup(Vring *vring, VirtIODevice *vdev, int n, VringMemory *mem,
     };
     VirtQueueRingState state;
 
+    if (xen_enabled()) {
+        /* Xen maps guest memory piece by piece: no host pointer stays valid. */
+        error_setg(errp, "rings in a Xen guest's memory are not supported");
+        return false;
+    }
     if (!vring_open(vring, &config, mem, errp)) {
         /* No device can work with such a ring (ROBS-22). */
         if (vring->lost) {
@@ -124,6 +141,14 @@ bool vring_setup(Vring *vring, VirtIODevice *vdev, int n, VringMemory *mem,
         return false;
     }
     virtio_queue_get_ring_state(virtio_get_queue(vdev, n), &state);
+    if (!vring_state_fits(vring, &state)) {
+        error_setg(errp, "the size of the virtqueue was changed in use");
+        virtio_error(vdev, "%s: queue %d: %s; the device stops until the "
+                     "guest resets it", vdev->name, n,
+                     error_get_pretty(*errp));
+        vring_close(vring);
+        return false;
+    }
     if (!vring_take_state(vring, &state, errp)) {
         vring_close(vring);
         return false;

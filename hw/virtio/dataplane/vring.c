@@ -454,19 +454,28 @@ void vring_close(Vring *vring)
     vring->order = NULL;
 }
 
-void vring_refresh_memory(Vring *vring)
+/* Returns what it published */
+static __attribute__((noinline)) unsigned vring_change_memory(Vring *vring)
 {
     VringHold *old = vring->hold;
+    /* The old table keeps the ring's memory: this is the last chance. */
+    unsigned count = vring_publish(vring);
 
-    if (likely(vring_memory_is_current(vring->mem, old->table))) {
-        return;
-    }
     vring->hold = vring_hold_new(vring_memory_get_table(vring->mem));
     vring->region_hint = 0;
     vring_resolve(vring);
     if (!old->inflight) {
         vring_hold_free(old);
     }
+    return count;
+}
+
+unsigned vring_refresh_memory(Vring *vring)
+{
+    if (likely(vring_memory_is_current(vring->mem, vring->hold->table))) {
+        return 0;
+    }
+    return vring_change_memory(vring);
 }
 
 /* Puts a used element into the ring, unless the driver is not to see it */
@@ -476,6 +485,7 @@ static inline void vring_put_used(Vring *vring, unsigned id, unsigned ndescs,
     assert(vring->inuse >= ndescs);
     vring->inuse -= ndescs;
     if (unlikely(vring->lost || vring->broken)) {
+        vring->dropped = true;
         return;
     }
     if (vring->config.packed) {
@@ -559,6 +569,18 @@ static void vring_order_done(Vring *vring, const VirtQueueElement *elem,
 
 /* The ring, whatever its format */
 
+int vring_pop_full(Vring *vring)
+{
+    if (vring->lost) {
+        return -VRING_ERR_RING_LOST;
+    }
+    if (!vring_more_avail(vring)) {
+        return 0;
+    }
+    vring->broken = true;
+    return -VRING_ERR_QUEUE_FULL;
+}
+
 int vring_pop(Vring *vring, VirtQueueElement *elem, VringBuffer *buf)
 {
     int ret;
@@ -599,11 +621,6 @@ void vring_detach(Vring *vring, const VirtQueueElement *elem, VringBuffer *buf)
     }
 }
 
-void vring_discard(Vring *vring, const VirtQueueElement *elem)
-{
-    vring_unmap_pinned(vring, elem);
-}
-
 unsigned vring_publish(Vring *vring)
 {
     unsigned count = vring->unpublished;
@@ -623,7 +640,8 @@ unsigned vring_publish(Vring *vring)
 bool vring_should_notify(Vring *vring)
 {
     if (unlikely(vring->lost)) {
-        return false;
+        /* What the driver wishes cannot be read. */
+        return true;
     }
     return vring->config.packed ? vring_packed_should_notify(vring)
                                 : vring_split_should_notify(vring);

@@ -20,7 +20,8 @@
  * A driver that breaks the rules makes vring_pop() return an error; from then
  * on the Vring is broken and takes and publishes nothing until it is set up
  * anew, which takes a device reset.  A ring whose memory has gone away is not
- * broken but lost: vring_pop() says so until the memory returns.
+ * broken but lost: vring_pop() says so until the memory returns.  What is
+ * pushed meanwhile is dropped, and then the device needs a reset, too.
  *
  * Copyright (c) 2026 the virtio-blk data plane authors
  *
@@ -137,6 +138,7 @@ typedef struct Vring {
 
     /* Written at each operation, in the owner's context. */
     bool broken;
+    bool dropped;               /* an element, while lost or broken */
     bool signalled_used_valid;
     bool avail_wrap;            /* packed: wrap counters of the positions */
     bool used_wrap;
@@ -218,10 +220,13 @@ void vring_teardown(Vring *vring, VirtIODevice *vdev, int n);
  * To be called at the start of each batch, and after each change of memory.
  * Costs one load where nothing changed.  If the ring's areas are gone the
  * Vring gets lost, which vring_pop() reports; it recovers when they return.
+ * What was pushed is published first.
+ *
+ * Returns: number of elements that became visible, as vring_publish()
  *
  * Context: the queue's AioContext
  */
-void vring_refresh_memory(Vring *vring);
+unsigned vring_refresh_memory(Vring *vring);
 
 /**
  * vring_buffer_init: make an empty buffer
@@ -272,6 +277,18 @@ static inline struct iovec *vring_buffer_spare(const VringBuffer *buf,
 int vring_pop(Vring *vring, VirtQueueElement *elem, VringBuffer *buf);
 
 /**
+ * vring_pop_full: what vring_pop() would say to a caller without a buffer
+ *
+ * For a caller with as many elements in flight as the queue has entries: one
+ * more is a mistake of the driver.
+ *
+ * Returns: 0 if nothing is available, else a negative VringError
+ *
+ * Context: the queue's AioContext
+ */
+int vring_pop_full(Vring *vring);
+
+/**
  * vring_push: put a used element into the ring, not yet visible to the driver
  * @elem: from vring_pop() or, with @buf NULL, mapped by QEMU's virtqueue code
  * @buf: what vring_pop() used for @elem; not mapped afterwards
@@ -293,16 +310,6 @@ void vring_push(Vring *vring, const VirtQueueElement *elem, VringBuffer *buf,
  */
 void vring_detach(Vring *vring, const VirtQueueElement *elem,
                   VringBuffer *buf);
-
-/**
- * vring_discard: unmap a pinned element that is not this Vring's
- *
- * For one that was popped before the device was reset: its descriptors are
- * not the device's any more.
- *
- * Context: the queue's AioContext, or drained
- */
-void vring_discard(Vring *vring, const VirtQueueElement *elem);
 
 /**
  * vring_pin: make an element's mappings independent of the Vring
