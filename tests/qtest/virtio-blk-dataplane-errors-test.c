@@ -170,6 +170,10 @@ static void run_policy(const DpMode *mode, const Policy *policy)
             /* covers: BLKR-10, G6: nothing was written but the status */
             g_assert_cmpuint(req->used_len, <=, 1);
         }
+        if (op->read && g_str_equal(policy->read_action, "ignore")) {
+            /* covers: E8: no byte of what the driver takes for data */
+            g_assert_cmpuint(req->used_len, ==, 0);
+        }
         dp_req_free(disk, req);
 
         req = op_req(disk, op, 16);

@@ -1,0 +1,411 @@
+/*
+ * Times in which a disk may not work, and what comes in them
+ *
+ * Somebody else's drained section, bus mastering that is off, a ring whose
+ * memory is away.  Kicks, completions and resets come meanwhile: nothing may get
+ * lost afterwards, or happen that nobody waits for any more.
+ *
+ * Copyright (c) 2026 the virtio-blk data plane authors
+ *
+ * SPDX-License-Identifier: GPL-2.0-or-later
+ */
+
+#include "qemu/osdep.h"
+#include "qemu/timer.h"
+#include "hw/pci/pci_regs.h"
+#include "qobject/qdict.h"
+#include "virtio-blk-dataplane-common.h"
+#include "virtio-blk-dataplane-regs.h"
+
+#define MIB (1024 * 1024)
+#define IMAGE_SIZE (8 * MIB)
+#define OK VIRTIO_BLK_S_OK
+#define HELD 6
+#define PAGE 4096
+
+/* Requests that stay in flight until dp_release() */
+static void send_held(DpDisk *disk, DpReq **req, bool plane)
+{
+    dp_hold(disk);
+    for (unsigned i = 0; i < HELD; i++) {
+        req[i] = dp_req(disk, VIRTIO_BLK_T_IN, 100 * i, 1024);
+        dp_submit(disk, req[i]);
+    }
+    dp_kick(disk);
+    if (plane) {
+        dp_wait_in_flight(disk->vm, disk->id, HELD);
+    }
+}
+
+static void free_held(DpDisk *disk, DpReq **req)
+{
+    for (unsigned i = 0; i < HELD; i++) {
+        dp_req_free(disk, req[i]);
+    }
+}
+
+static void assert_stopped(DpVm *vm)
+{
+    DpInfo info;
+
+    dp_info(vm, "d0", &info);
+    g_assert_cmpstr(info.state, ==, "stopped");
+}
+
+static void end(DpDisk *disk)
+{
+    DpVm *vm = disk->vm;
+
+    dp_disk_reset(disk);
+    dp_disk_start(disk, DP_F_ALL);
+    dp_assert_works(disk);
+    dp_disk_free(disk);
+    dp_vm_quit(vm);
+}
+
+/* --- bus mastering --------------------------------------------------- */
+
+static void set_bus_master(DpDisk *disk, bool on)
+{
+    QPCIDevice *pdev = disk->pci->pdev;
+    uint16_t cmd = qpci_config_readw(pdev, PCI_COMMAND);
+
+    cmd = on ? cmd | PCI_COMMAND_MASTER : cmd & ~PCI_COMMAND_MASTER;
+    qpci_config_writew(pdev, PCI_COMMAND, cmd);
+}
+
+/* covers: E7: what completes meanwhile leaves no trace; a kick starts nothing */
+static void complete_without_bus_master(DpDisk *disk, bool plane)
+{
+    g_autofree uint8_t *before = g_malloc(disk->ring_size);
+    g_autofree uint8_t *after = g_malloc(disk->ring_size);
+    QTestState *qts = disk->vm->qts;
+
+    qtest_memread(qts, disk->ring, before, disk->ring_size);
+    set_bus_master(disk, false);
+    dp_release(disk);
+    for (unsigned i = 0; i < 2; i++) {
+        assert_stopped(disk->vm);
+        dp_kick_always(disk);
+    }
+    qtest_memread(qts, disk->ring, after, disk->ring_size);
+    /* Without the plane nobody tells when the requests had been taken */
+    if (plane) {
+        g_assert_cmpmem(before, disk->ring_size, after, disk->ring_size);
+    }
+    g_assert_false(dp_status(disk) & VIRTIO_CONFIG_S_NEEDS_RESET);
+}
+
+/* covers: E7: the queue serves new requests, although those in flight are lost */
+static void test_bus_master(const void *opaque)
+{
+    const DpMode *mode = opaque;
+    DpVm *vm = dp_vm_file(mode, IMAGE_SIZE, "");
+    DpDisk *disk = dp_disk_new(vm, DP_F_ALL);
+    DpReq *req[HELD];
+
+    for (unsigned i = 0; i < 3; i++) {
+        dp_assert_works(disk);
+    }
+    send_held(disk, req, mode->plane);
+    complete_without_bus_master(disk, mode->plane);
+    set_bus_master(disk, true);
+    /* In order, a driver waits for the lost ones: it has to reset */
+    for (unsigned i = 0; i < 3 && !mode->in_order; i++) {
+        DpReq *next = dp_req(disk, VIRTIO_BLK_T_IN, 8 * i, 4096);
+
+        dp_submit(disk, next);
+        dp_expose(disk);
+        dp_kick_always(disk);
+        dp_poll(disk, next);
+        g_assert_cmpint(next->status, ==, OK);
+        dp_req_free(disk, next);
+        dp_assert_mode(vm, mode);
+    }
+    dp_disk_reset(disk);
+    free_held(disk, req);
+    end(disk);
+}
+
+/*
+ * covers: G5, E7: the driver shrinks a queue without a reset, so that the
+ * device's positions lie behind its end
+ */
+static void test_shrunk_queue(const void *opaque)
+{
+    DpVm *vm = dp_vm_file(opaque, IMAGE_SIZE, "");
+    DpDisk *disk = dp_disk_new(vm, DP_F_ALL);
+    DpLoad *load = dp_load_new(disk, 8, 64);
+
+    dp_load_run(load, 40);
+    dp_load_finish(load);
+    set_bus_master(disk, false);
+    dp_reg_writew(disk, DP_CFG(queue_select), 0);
+    dp_reg_writew(disk, DP_CFG(queue_size), 2);
+    set_bus_master(disk, true);
+    dp_kick_always(disk);
+    end(disk);
+}
+
+/* --- a ring whose memory is away ------------------------------------- */
+
+/* Programmable attribute maps of the i440FX: RAM for 0xd0000-0xdffff, or ROM */
+#define PAM_REG 0x5c
+#define PAM_BASE 0xd0000
+
+static void show_ring(DpDisk *disk, bool shown)
+{
+    QPCIDevice *host = qpci_device_find(disk->vm->bus, QPCI_DEVFN(0, 0));
+
+    qpci_config_writew(host, PAM_REG, shown ? 0x3333 : 0);
+    g_free(host);
+}
+
+static DpDisk *disk_with_hidden_ring(DpVm *vm)
+{
+    DpDisk *disk = dp_disk_probe(vm, "d0", DP_SLOT);
+
+    show_ring(disk, true);
+    dp_disk_init(disk, DP_F_ALL);
+    qtest_memset(vm->qts, PAM_BASE, 0, 16 * PAGE);
+    dp_disk_place_ring(disk, PAM_BASE, PAM_BASE + 6 * PAGE,
+                       PAM_BASE + 8 * PAGE);
+    qvirtio_set_driver_ok(disk->vdev);
+    return disk;
+}
+
+static int64_t kicks(DpVm *vm)
+{
+    DpInfo info;
+
+    dp_info(vm, "d0", &info);
+    return info.kicks;
+}
+
+/* covers: E5: a kick that found no ring is made up for, or is an error */
+static void test_hidden_kick(const void *opaque)
+{
+    DpVm *vm = dp_vm_file(opaque, IMAGE_SIZE, "");
+    DpDisk *disk = disk_with_hidden_ring(vm);
+    gint64 deadline = dp_deadline();
+    DpReq *req;
+    int64_t before;
+
+    dp_assert_works(disk);
+    req = dp_req(disk, VIRTIO_BLK_T_IN, 0, 1024);
+    dp_submit(disk, req);
+    dp_expose(disk);
+    before = kicks(vm);
+    show_ring(disk, false);
+    dp_kick_always(disk);
+    while (kicks(vm) == before) {
+        dp_check_deadline(deadline, "the kick");
+    }
+    show_ring(disk, true);
+    while (!(dp_status(disk) & VIRTIO_CONFIG_S_NEEDS_RESET) &&
+           !dp_reap(disk)) {
+        dp_check_deadline(deadline, "a request or an error");
+    }
+    dp_disk_new_ring(disk);
+    dp_disk_reset(disk);
+    dp_req_free(disk, req);
+    end(disk);
+}
+
+/* covers: E5: a completion that found no ring is an error, not a hang */
+static void test_hidden_completion(const void *opaque)
+{
+    const DpMode *mode = opaque;
+    DpVm *vm = dp_vm_file(mode, IMAGE_SIZE, "");
+    DpDisk *disk = disk_with_hidden_ring(vm);
+    DpReq *req[HELD];
+
+    dp_assert_works(disk);
+    send_held(disk, req, true);
+    show_ring(disk, false);
+    dp_release(disk);
+    dp_assert_broken(disk);
+    show_ring(disk, true);
+    dp_disk_new_ring(disk);
+    dp_disk_reset(disk);
+    free_held(disk, req);
+    end(disk);
+}
+
+/* --- somebody else's drained section --------------------------------- */
+
+/*
+ * A disk on a qcow2 node whose metadata goes through a throttle with qtest's
+ * clock: block_resize, which moves the L1 table, keeps the node drained until
+ * the clock is stepped.
+ */
+static DpVm *vm_slow_metadata(const DpMode *mode, const char *props)
+{
+    g_autofree char *path = dp_image("disk.qcow2", 0);
+    g_autofree char *cmd = g_strdup_printf("%s create -q -f qcow2 %s 64M",
+                                           g_getenv("QTEST_QEMU_IMG"), path);
+
+    g_assert_cmpint(system(cmd), ==, 0);
+    return dp_vm_start("-object throttle-group,id=tg,x-iops-total=1 "
+                       "-blockdev file,node-name=f0,filename=%s "
+                       "-blockdev throttle,node-name=t0,throttle-group=tg,"
+                       "file=f0 "
+                       "-blockdev qcow2,node-name=n0,file=t0 "
+                       "-device virtio-blk-pci,id=d0,drive=n0,addr=%d%s%s",
+                       path, DP_SLOT, mode->props, props);
+}
+
+/* The main loop goes round while the clock stands still */
+static void run_main_loop(DpVm *vm)
+{
+    for (unsigned i = 0; i < 200; i++) {
+        qtest_readb(vm->qts, 0);
+    }
+}
+
+/*
+ * Returns a request that waits for the end of the section: those before it, if
+ * any, were faster than the section's begin.
+ */
+static DpReq *kick_in_section(DpDisk *disk)
+{
+    QTestState *qts = disk->vm->qts;
+    gint64 deadline = dp_deadline();
+
+    qtest_qmp_send(qts, "{'execute': 'block_resize', 'arguments': {"
+                   " 'node-name': 'n0', 'size': %" PRId64 "}}", (int64_t)4096 * MIB);
+    for (;;) {
+        DpReq *req = dp_req(disk, VIRTIO_BLK_T_IN, 0, 4096);
+
+        dp_submit(disk, req);
+        dp_expose(disk);
+        dp_kick_always(disk);
+        run_main_loop(disk->vm);
+        if (!dp_reap(disk)) {
+            return req;
+        }
+        dp_req_free(disk, req);
+        dp_check_deadline(deadline, "a drained section");
+    }
+}
+
+static void end_section(DpDisk *disk)
+{
+    QTestState *qts = disk->vm->qts;
+    QDict *rsp;
+
+    /* One request passes in a second, and there are a few */
+    for (unsigned i = 0; i < 100; i++) {
+        qtest_clock_step(qts, NANOSECONDS_PER_SECOND);
+        g_usleep(1000);
+    }
+    rsp = qtest_qmp_receive(qts);
+    g_assert_true(qdict_haskey(rsp, "return"));
+    qobject_unref(rsp);
+}
+
+typedef struct Section {
+    const char *name;
+    const char *props;      /* beside those of the mode */
+    bool reset;             /* the device is reset in the section */
+} Section;
+
+static const Section sections[] = {
+    { "kick", "", false },
+    { "reset", "", true },
+    { "kick-no-ioeventfd", ",ioeventfd=off", false },
+    { "reset-no-ioeventfd", ",ioeventfd=off", true },
+};
+
+typedef struct SectionData {
+    const Section *section;
+    const DpMode *mode;
+} SectionData;
+
+/* The memory of a request that was forgotten is the driver's own again */
+static void reset_in_section(DpDisk *disk, DpReq *req)
+{
+    g_autofree uint8_t *got = g_malloc(disk->ring_size);
+    QTestState *qts = disk->vm->qts;
+    uint64_t ring = disk->ring;
+    size_t size = disk->ring_size;
+
+    dp_disk_reset(disk);
+    qtest_memset(qts, ring, 0x99, size);
+    qtest_memset(qts, req->data, 0x99, req->len);
+    end_section(disk);
+    qtest_memread(qts, ring, got, size);
+    for (size_t i = 0; i < size; i++) {
+        g_assert_cmphex(got[i], ==, 0x99);
+    }
+    g_assert_true(dp_req_is_byte(disk, req, 0x99));
+    dp_disk_new_ring(disk);
+    dp_disk_start(disk, DP_F_ALL);
+}
+
+/* covers: E2: a request that comes in a section waits in the ring */
+static void test_section(const void *opaque)
+{
+    const SectionData *data = opaque;
+    DpVm *vm = vm_slow_metadata(data->mode, data->section->props);
+    DpDisk *disk = dp_disk_new(vm, DP_F_ALL);
+    DpReq *req = kick_in_section(disk);
+
+    if (data->section->reset) {
+        reset_in_section(disk, req);
+    } else {
+        end_section(disk);
+        dp_poll(disk, req);
+        g_assert_cmpint(req->status, ==, OK);
+    }
+    dp_req_free(disk, req);
+    dp_qmp_ok(vm, NULL, "{'execute': 'qom-set', 'arguments': {"
+              " 'path': '/objects/tg', 'property': 'limits',"
+              " 'value': { 'iops-total': 0 }}}");
+    end(disk);
+}
+
+static void add_section(const Section *section, const DpMode *mode)
+{
+    g_autofree char *path =
+        g_strdup_printf("/virtio-blk-dataplane/away/section/%s/%s",
+                        section->name, mode->name);
+    SectionData *data = g_new(SectionData, 1);
+
+    *data = (SectionData) { section, mode };
+    qtest_add_data_func_full(path, data, test_section, g_free);
+}
+
+static void add_sections(void)
+{
+    for (unsigned i = 0; i < ARRAY_SIZE(sections); i++) {
+        if (*sections[i].props) {
+            /* An IOThread needs ioeventfd */
+            add_section(&sections[i], &dp_mode_main);
+            continue;
+        }
+        for (unsigned j = 0; dp_modes[j]; j++) {
+            add_section(&sections[i], dp_modes[j]);
+        }
+    }
+}
+
+int main(int argc, char **argv)
+{
+    static const DpTest any_path[] = {
+        { "bus-master", test_bus_master },
+    };
+    static const DpTest plane[] = {
+        { "shrunk-queue", test_shrunk_queue },
+        { "hidden-kick", test_hidden_kick, DP_SPLIT_RING },
+        { "hidden-completion", test_hidden_completion, DP_SPLIT_RING },
+    };
+
+    g_test_init(&argc, &argv, NULL);
+    dp_add_table("away", any_path, ARRAY_SIZE(any_path), false);
+    dp_add_table("away", plane, ARRAY_SIZE(plane), true);
+    if (g_getenv("QTEST_QEMU_IMG")) {
+        add_sections();
+    }
+    return g_test_run();
+}
