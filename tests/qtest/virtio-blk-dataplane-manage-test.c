@@ -3,8 +3,8 @@
  *
  * Every operation that the operation blocker lets through works under a load
  * that verifies what it reads; those that stock QEMU refuses fail with stock's
- * error; and the disk cannot become the target of a backup or a mirror.  May
- * know QMP and nothing of the plane but its state.
+ * error; and the disk becomes the target of a backup only if it is shared, and
+ * that of a mirror never.  May know QMP and nothing of the plane but its state.
  *
  * Copyright (c) 2026 the virtio-blk data plane authors
  *
@@ -379,6 +379,73 @@ static void test_blocked_target(const void *opaque)
     guest_finish(g);
 }
 
+/* Leave job @id, which would go on for ever, undone */
+static void cancel_job(Guest *g, const char *id)
+{
+    dp_qmp_ok(g->vm, g->load, "{'execute': 'job-cancel',"
+              " 'arguments': {'id': %s}}", id);
+    wait_job(g, id, "concluded");
+    dp_qmp_ok(g->vm, g->load, "{'execute': 'job-dismiss',"
+              " 'arguments': {'id': %s}}", id);
+}
+
+/*
+ * covers: E3: a disk with share-rw=on may be a backup's target, as on QEMU's own
+ * path; a mirror does not share its target with anybody
+ */
+static void test_shared_target(const void *opaque)
+{
+    const DpMode *mode = opaque;
+    g_autofree char *path = dp_image("disk.img", IMAGE_MB * MIB);
+    Guest *g;
+
+    if (mode == &dp_mode_private) {
+        g_test_skip("the source cannot be where the target is");
+        return;
+    }
+    g = guest_start(mode, dp_vm_start(
+        "-blockdev file,node-name=n0,filename=%s "
+        "-blockdev null-co,node-name=source,size=%d "
+        "-device virtio-blk-pci,id=d0,drive=n0,addr=%d,share-rw=on%s",
+        path, IMAGE_MB * MIB, DP_SLOT, mode->props));
+    for (unsigned i = 0; i < 3; i++) {
+        dp_qmp_ok(g->vm, g->load, "{'execute': 'x-blockdev-set-iothread',"
+                  " 'arguments': {'node-name': 'source',"
+                  " 'iothread': 'io0'}}");
+        /* No one writes to the source, so nothing of the disk changes. */
+        dp_qmp_ok(g->vm, g->load, "{'execute': 'blockdev-backup',"
+                  " 'arguments': {"
+                  " 'job-id': 'k', 'device': 'source', 'target': 'n0',"
+                  " 'sync': 'none', 'auto-dismiss': false}}");
+        dp_load_run(g->load, 4 * DEPTH);
+        cancel_job(g, "k");
+    }
+    guest_finish(g);
+}
+
+/* covers: E3: a disk is plugged on a node that a job uses */
+static void test_plug_on_job(const void *opaque)
+{
+    const DpMode *mode = opaque;
+    g_autofree char *path = dp_image("disk.img", IMAGE_MB * MIB);
+    g_autofree char *other = dp_image("other.img", IMAGE_MB * MIB);
+    g_autofree char *out = NULL;
+    Guest *g;
+    DpVm *vm = dp_vm_start("-blockdev file,node-name=n0,filename=%s "
+                           "-blockdev file,node-name=other,filename=%s",
+                           path, other);
+
+    dp_qmp_ok(vm, NULL, "{'execute': 'blockdev-mirror', 'arguments': {"
+              " 'job-id': 'j', 'device': 'n0', 'target': 'other',"
+              " 'sync': 'full', 'auto-dismiss': false}}");
+    out = qtest_hmp(vm->qts, "device_add virtio-blk-pci,id=d0,drive=n0,"
+                    "addr=%d%s", DP_SLOT, mode->props);
+    g_assert_cmpstr(out, ==, "");
+    g = guest_start(mode, vm);
+    complete_job(g, "j");
+    guest_finish(g);
+}
+
 /* covers: M6: drive_del takes the disk away under load; errors, no crash */
 static void test_drive_del(const void *opaque)
 {
@@ -470,6 +537,8 @@ int main(int argc, char **argv)
         { "reopen", test_reopen },
         { "refused", test_refused },
         { "blocked-target", test_blocked_target },
+        { "shared-target", test_shared_target },
+        { "plug-on-job", test_plug_on_job },
         { "drive-del", test_drive_del },
         { "queries", test_queries },
         { "job-across-reset", test_job_across_reset },

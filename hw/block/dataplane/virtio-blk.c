@@ -49,11 +49,10 @@ struct VirtIOBlockDataPlane {
 
     /* Run in the main loop; scheduled by any thread. */
     QEMUBH *attention_bh;
-    QEMUBH *blocker_bh;
 
-    /* The node that cannot be a job's target, or NULL */
+    /* The node that cannot be a job's target, while queues are attached */
     BlockDriverState *blocked_bs;
-    Error *blocker;
+    Error *blocker;                     /* NULL: any node can */
     Notifier remove_bs_notifier;
 
     /* What QEMU's own path put into VirtIOBlock */
@@ -118,46 +117,66 @@ static const BlockOpType blocked_ops[] = {
 };
 
 /*
+ * A job that writes to the node would damage what the guest has written, unless
+ * share-rw=on says that others may.  The node's permissions keep such a job
+ * away as well, while the VM runs; the blocker tells users why.  It refuses
+ * nothing that the permissions allow.
+ *
  * Blockers stand on nodes, and the backend's node changes with snapshots and
- * jobs.  The reference keeps a node from going away with our blocker on it.
- * It is dropped last, because that may run the main loop and come here again.
+ * jobs, but only while the backend is drained: then there is no blocker.
  */
-static void move_blocker(VirtIOBlockDataPlane *dp, BlockDriverState *bs)
+static void block_jobs(VirtIOBlockDataPlane *dp)
 {
-    BlockDriverState *old = dp->blocked_bs;
+    BlockDriverState *bs = blk_bs(dp->s->blk);
 
-    if (bs == old) {
+    if (!dp->blocker || !bs) {
+        return;
+    }
+    assert(!dp->blocked_bs);
+    for (int i = 0; i < ARRAY_SIZE(blocked_ops); i++) {
+        bdrv_op_block(bs, blocked_ops[i], dp->blocker);
+    }
+    dp->blocked_bs = bs;
+}
+
+static void unblock_jobs(VirtIOBlockDataPlane *dp)
+{
+    if (!dp->blocked_bs) {
         return;
     }
     for (int i = 0; i < ARRAY_SIZE(blocked_ops); i++) {
-        if (old) {
-            bdrv_op_unblock(old, blocked_ops[i], dp->blocker);
-        }
-        if (bs) {
-            bdrv_op_block(bs, blocked_ops[i], dp->blocker);
-        }
+        bdrv_op_unblock(dp->blocked_bs, blocked_ops[i], dp->blocker);
     }
-    if (bs) {
-        bdrv_ref(bs);
-    }
-    dp->blocked_bs = bs;
-    bdrv_unref(old);
+    dp->blocked_bs = NULL;
 }
 
-static void update_blocker(VirtIOBlockDataPlane *dp)
-{
-    move_blocker(dp, blk_bs(dp->s->blk));
-}
-
-static void blocker_bh(void *opaque)
-{
-    update_blocker(opaque);
-}
-
+/* The backend drains once more, and loses its node for good. */
 static void remove_bs(Notifier *n, void *data)
 {
-    move_blocker(container_of(n, VirtIOBlockDataPlane, remove_bs_notifier),
-                 NULL);
+    VirtIOBlockDataPlane *dp = container_of(n, VirtIOBlockDataPlane,
+                                            remove_bs_notifier);
+
+    unblock_jobs(dp);
+    error_free(dp->blocker);
+    dp->blocker = NULL;
+}
+
+static void create_blocker(VirtIOBlockDataPlane *dp)
+{
+    BlockConf *conf = &dp->s->conf.conf;
+
+    if (!conf->share_rw) {
+        error_setg(&dp->blocker, "block device is in use by data plane");
+    }
+    dp->remove_bs_notifier.notify = remove_bs;
+    blk_add_remove_bs_notifier(conf->blk, &dp->remove_bs_notifier);
+}
+
+static void destroy_blocker(VirtIOBlockDataPlane *dp)
+{
+    notifier_remove(&dp->remove_bs_notifier);
+    assert(!dp->blocked_bs);
+    error_free(dp->blocker);
 }
 
 /* Creation */
@@ -213,12 +232,6 @@ bool virtio_blk_data_plane_create(VirtIOBlock *s, Error **errp)
     if (!wants_data_plane(&s->conf)) {
         return true;
     }
-    /* Somebody relies on being the only one to use the node. */
-    if (bdrv_op_is_blocked(blk_bs(s->conf.conf.blk), BLOCK_OP_TYPE_REPLACE,
-                           errp)) {
-        error_prepend(errp, "cannot start virtio-blk data plane: ");
-        return false;
-    }
 
     dp = g_new0(VirtIOBlockDataPlane, 1);
     dp->s = s;
@@ -226,11 +239,8 @@ bool virtio_blk_data_plane_create(VirtIOBlock *s, Error **errp)
         g_free(dp);
         return false;
     }
-    error_setg(&dp->blocker, "block device is in use by data plane");
     dp->attention_bh = qemu_bh_new(attention_bh, dp);
-    dp->blocker_bh = qemu_bh_new(blocker_bh, dp);
-    dp->remove_bs_notifier.notify = remove_bs;
-    blk_add_remove_bs_notifier(s->conf.conf.blk, &dp->remove_bs_notifier);
+    create_blocker(dp);
 
     dp->num_queues = s->conf.num_queues;
     dp->queues = g_new0(DataPlaneQueue, dp->num_queues);
@@ -238,7 +248,6 @@ bool virtio_blk_data_plane_create(VirtIOBlock *s, Error **errp)
         data_plane_queue_init(&dp->queues[i], dp, s, i);
     }
     s->dataplane = dp;
-    update_blocker(dp);
     trace_virtio_blk_data_plane_create(s, dp->num_queues,
         s->conf.iothread ?
         object_get_canonical_path_component(OBJECT(s->conf.iothread)) :
@@ -257,10 +266,7 @@ void virtio_blk_data_plane_destroy(VirtIOBlock *s)
     trace_virtio_blk_data_plane_destroy(s);
     s->dataplane = NULL;
 
-    notifier_remove(&dp->remove_bs_notifier);
-    move_blocker(dp, NULL);
-    error_free(dp->blocker);
-    qemu_bh_delete(dp->blocker_bh);
+    destroy_blocker(dp);
     qemu_bh_delete(dp->attention_bh);
     for (unsigned i = 0; i < dp->num_queues; i++) {
         data_plane_queue_drop_parked(&dp->queues[i]);
@@ -501,6 +507,7 @@ static void move_backend(VirtIOBlockDataPlane *dp, AioContext *ctx)
 
 static void attach_queues(VirtIOBlockDataPlane *dp)
 {
+    block_jobs(dp);
     for (unsigned i = 0; i < dp->num_queues; i++) {
         data_plane_queue_attach(&dp->queues[i]);
     }
@@ -551,7 +558,6 @@ int virtio_blk_data_plane_start(VirtIOBlockDataPlane *dp)
     dp->starts++;
     set_state(dp, VIRTIO_BLK_DATA_PLANE_STATE_STARTED);
     trace_virtio_blk_data_plane_start(s, dp->num_queues);
-    update_blocker(dp);
     if (!blk_in_drain(s->blk)) {
         attach_queues(dp);
     }
@@ -573,6 +579,7 @@ void virtio_blk_data_plane_stop(VirtIOBlockDataPlane *dp)
         return;
     }
     set_state(dp, VIRTIO_BLK_DATA_PLANE_STATE_STOPPING);
+    unblock_jobs(dp);
 
     for (unsigned i = 0; i < dp->num_queues; i++) {
         data_plane_queue_quiesce(&dp->queues[i]);
@@ -665,6 +672,7 @@ void virtio_blk_data_plane_drained_begin(VirtIOBlockDataPlane *dp)
         return;
     }
     trace_virtio_blk_data_plane_drained_begin(dp->s);
+    unblock_jobs(dp);
     for (unsigned i = 0; i < dp->num_queues; i++) {
         data_plane_queue_detach(&dp->queues[i]);
     }
@@ -672,8 +680,6 @@ void virtio_blk_data_plane_drained_begin(VirtIOBlockDataPlane *dp)
 
 void virtio_blk_data_plane_drained_end(VirtIOBlockDataPlane *dp)
 {
-    /* The graph may have changed; its lock forbids to look right now. */
-    qemu_bh_schedule(dp->blocker_bh);
     if (dp->state != VIRTIO_BLK_DATA_PLANE_STATE_STARTED) {
         return;
     }
