@@ -49,7 +49,11 @@ class Hang(SoakError):
 
 
 class Refused(SoakError):
-    """QEMU refuses a command."""
+    """QEMU refuses a command, with this class of error."""
+
+    def __init__(self, text: str, kind: str = ''):
+        super().__init__(text)
+        self.kind = kind
 
 
 @dataclass(frozen=True)
@@ -169,7 +173,8 @@ class Monitor:
             if message.get('id') == number:
                 break
         if 'error' in message:
-            raise Refused(f"{what}: {message['error']['desc']}")
+            raise Refused(f"{what}: {message['error']['desc']}",
+                          message['error']['class'])
         return message['return']
 
     def cmd(self, name: str, exact: Optional[dict] = None, /,
@@ -181,6 +186,10 @@ class Monitor:
         """Runs a command of the human monitor."""
         number = self.send('human-monitor-command', command_line=line)
         return str(self.answer(number, line))
+
+    def events(self) -> List[dict]:
+        """Those that have come so far."""
+        return list(self._events)
 
     def forget_events(self) -> None:
         """Those that have come so far."""
