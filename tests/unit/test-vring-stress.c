@@ -107,6 +107,11 @@ typedef struct Stress {
     int irq;                    /* eventfd: used buffer notification */
     bool done;                  /* atomic: both sides have finished */
     unsigned kicks, irqs;       /* sent; each has one writer */
+
+    /* How often the device found a new table of memory, or the same one */
+    unsigned changes;           /* with nothing popped */
+    unsigned held_changes;      /* with elements that hold the old one */
+    unsigned same;
 } Stress;
 
 static void event_send(int fd)
@@ -172,6 +177,21 @@ static void device_publish(Stress *s)
     }
 }
 
+/* The table may change at any moment of the device's */
+static void device_refresh(Stress *s)
+{
+    const VringHold *old = s->q.vring.hold;
+
+    vring_refresh_memory(&s->q.vring);
+    if (s->q.vring.hold == old) {
+        s->same++;
+    } else if (s->q.vring.inuse) {
+        s->held_changes++;
+    } else {
+        s->changes++;
+    }
+}
+
 static unsigned device_batch(Stress *s, Held *held, unsigned batch)
 {
     unsigned n = 0;
@@ -185,6 +205,9 @@ static unsigned device_batch(Stress *s, Held *held, unsigned batch)
         }
         n++;
     }
+    if (n) {
+        device_refresh(s);
+    }
     for (unsigned i = n; i-- > 0;) {
         device_serve(s, &held->elem[i], &held->buf[i]);
     }
@@ -197,7 +220,7 @@ static unsigned device_pass(Stress *s, Held *held, unsigned batch)
 {
     unsigned n, sum = 0;
 
-    vring_refresh_memory(&s->q.vring);
+    device_refresh(s);
     do {
         vring_disable_notification(&s->q.vring);
         while ((n = device_batch(s, held, batch))) {
@@ -397,6 +420,41 @@ static void *memory_thread(void *opaque)
     return NULL;
 }
 
+#define STRESS_TRIES 50         /* times all rounds until a change was seen */
+
+static void stress_run(Stress *s)
+{
+    pthread_t device, memory;
+
+    qatomic_set(&s->done, false);
+    g_assert(!pthread_create(&device, NULL, device_thread, s));
+    if (s->c->memory_changes) {
+        g_assert(!pthread_create(&memory, NULL, memory_thread, s));
+    }
+    driver_main(s);
+    qatomic_set(&s->done, true);
+    g_assert(!pthread_join(device, NULL));
+    if (s->c->memory_changes) {
+        g_assert(!pthread_join(memory, NULL));
+    }
+}
+
+static bool saw_changes(const Stress *s)
+{
+    return s->changes && s->held_changes && s->same;
+}
+
+/* A change that the device did not meet in each of its states shows nothing */
+static void stress_run_changes(Stress *s)
+{
+    for (unsigned i = 1; i < STRESS_TRIES && !saw_changes(s); i++) {
+        stress_run(s);
+    }
+    g_test_message("%u changes, %u with elements held, %u looks without one",
+                   s->changes, s->held_changes, s->same);
+    g_assert_true(saw_changes(s));
+}
+
 static void test_stress(const void *opaque)
 {
     const StressCase *c = opaque;
@@ -413,18 +471,13 @@ static void test_stress(const void *opaque)
         .kick = eventfd(0, EFD_CLOEXEC),
         .irq = eventfd(0, EFD_CLOEXEC),
     };
-    pthread_t device, memory;
 
     test_queue_init(&s.q, &config);
-    g_assert(!pthread_create(&device, NULL, device_thread, &s));
+    stress_run(&s);
     if (c->memory_changes) {
-        g_assert(!pthread_create(&memory, NULL, memory_thread, &s));
-    }
-    driver_main(&s);
-    qatomic_set(&s.done, true);
-    g_assert(!pthread_join(device, NULL));
-    if (c->memory_changes) {
-        g_assert(!pthread_join(memory, NULL));
+        stress_run_changes(&s);
+    } else {
+        g_assert_cmpuint(s.changes + s.held_changes, ==, 0);
     }
     vring_refresh_memory(&s.q.vring);
     g_test_message("%u requests, %u kicks, %u irqs", s.rounds, s.kicks,
