@@ -237,12 +237,57 @@ static void test_reset_in_flight(const void *opaque)
     dp_vm_quit(vm);
 }
 
-/*
- * covers: SPLIT-2, ROBS-7 (as far as it bounds what is in flight), U6: the
- * largest queue, full of requests in flight, all of which are counted; finished
- * once, and once reset
- */
 #define MANY 1024
+
+/* There is nothing to find, and no room to look for it */
+static void kick_full_queue(DpDisk *disk)
+{
+    gint64 deadline = dp_deadline();
+    DpInfo before, after;
+
+    dp_info(disk->vm, "d0", &before);
+    dp_kick_always(disk);
+    do {
+        dp_info(disk->vm, "d0", &after);
+        dp_check_deadline(deadline, "a kick of a full queue");
+    } while (after.kicks == before.kicks);
+    g_assert_cmpint(after.in_flight, ==, MANY);
+    g_assert_cmpuint(dp_count_used(disk), ==, 0);
+    g_assert_false(dp_status(disk) & VIRTIO_CONFIG_S_NEEDS_RESET);
+}
+
+/* After a reset no request touches memory, and none is left. */
+static void reset_full_queue(DpDisk *disk, DpReq **req)
+{
+    QTestState *qts = disk->vm->qts;
+    uint64_t ring = disk->ring;
+    g_autofree uint8_t *got = g_malloc(disk->ring_size);
+
+    dp_disk_reset(disk);
+    dp_wait_in_flight(disk->vm, "d0", 0);
+    qtest_memset(qts, ring, 0x99, disk->ring_size);
+    for (unsigned i = 0; i < MANY; i++) {
+        qtest_memset(qts, req[i]->page, 0x99, 128);
+    }
+    dp_release(disk);
+    dp_disk_new_ring(disk);
+    dp_disk_start(disk, DP_F_ALL);
+    dp_assert_works(disk);
+    qtest_memread(qts, ring, got, disk->ring_size);
+    for (unsigned i = 0; i < disk->ring_size; i++) {
+        g_assert_cmphex(got[i], ==, 0x99);
+    }
+    for (unsigned i = 0; i < MANY; i++) {
+        g_assert_cmphex(qtest_readb(qts, req[i]->status_addr), ==, 0x99);
+    }
+    guest_free(&disk->vm->alloc, ring);
+}
+
+/*
+ * covers: E1, SPLIT-2, ROBS-7 (as far as it bounds what is in flight), U6: the
+ * largest queue, full of requests in flight, all of which are counted, and
+ * kicked once more; finished once, and once reset
+ */
 
 static void test_full_queue(const void *opaque)
 {
@@ -265,9 +310,9 @@ static void test_full_queue(const void *opaque)
         }
         dp_kick(disk);
         dp_wait_in_flight(vm, "d0", MANY);
+        kick_full_queue(disk);
         if (reset) {
-            dp_disk_reset(disk);
-            dp_release(disk);
+            reset_full_queue(disk, req);
         } else {
             dp_release(disk);
             dp_wait_all(disk);
