@@ -658,6 +658,13 @@ static unsigned build_segs(const DpReq *req, DpSeg *seg)
         n = add_seg(seg, n, req->page + 7, 9, 0);
         n = add_seg(seg, n, req->data, cut, flags);
         n = add_seg(seg, n, req->data + cut, req->len - cut, flags);
+    } else if (req->pieces) {
+        uint32_t piece = req->len / req->pieces;
+
+        n = add_seg(seg, n, req->page, 16, 0);
+        for (unsigned i = 0; i < req->pieces; i++) {
+            n = add_seg(seg, n, req->data + i * piece, piece, flags);
+        }
     } else {
         n = add_seg(seg, n, req->page, 16, 0);
         n = add_seg(seg, n, req->data, req->len, flags);
@@ -744,8 +751,8 @@ static DpFraming framing_for(DpDisk *disk, DpFraming framing)
 void dp_submit(DpDisk *disk, DpReq *req)
 {
     DpFraming framing = framing_for(disk, req->framing);
+    g_autofree DpSeg *seg = g_new(DpSeg, 8 + req->pieces);
     uint8_t head[HEAD_BYTES];
-    DpSeg seg[8];
     unsigned n;
 
     g_assert_false(req->in_flight);

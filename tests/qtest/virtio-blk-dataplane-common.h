@@ -102,6 +102,8 @@ typedef struct DpReq {
     uint32_t len;           /* bytes of data */
     bool to_guest;          /* data is device-writable */
     DpFraming framing;
+    unsigned pieces;        /* equal ones of data, not 0: with DP_INDIRECT and
+                               a table that the test made large enough */
     uint64_t page;          /* header and status, among canaries */
     uint64_t data;
     uint64_t status_addr;
