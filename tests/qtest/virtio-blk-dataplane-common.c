@@ -18,6 +18,7 @@
 #include "libqos/malloc-pc.h"
 #include "libqos/pci-pc.h"
 #include "virtio-blk-dataplane-common.h"
+#include "virtio-blk-dataplane-kvm.h"
 
 #define PAGE 4096ull
 #define STATUS_OFFSET 64
@@ -157,6 +158,9 @@ char *dp_image(const char *name, uint64_t size)
 
 static void vm_init_pc(DpVm *vm)
 {
+    if (vm->kvm) {
+        dp_kvm_init(vm);
+    }
     pc_alloc_init(&vm->alloc, vm->qts, ALLOC_NO_FLAGS);
     vm->bus = qpci_new_pc(vm->qts, &vm->alloc);
 }
@@ -172,6 +176,7 @@ static void vm_init_virt(DpVm *vm)
 DpVm *dp_vm_start(const char *fmt, ...)
 {
     g_autofree char *args = NULL;
+    g_autofree char *kvm_args = NULL;
     DpVm *vm = g_new0(DpVm, 1);
     bool is_virt = !strcmp(qtest_get_arch(), "aarch64");
     va_list ap;
@@ -180,9 +185,12 @@ DpVm *dp_vm_start(const char *fmt, ...)
     args = g_strdup_vprintf(fmt, ap);
     va_end(ap);
 
-    vm->qts = qtest_initf("-M %s -m %d -nodefaults "
+    vm->kvm = !is_virt && dp_kvm_wanted() && !dp_kvm_refusal();
+    kvm_args = vm->kvm ? dp_kvm_args() : g_strdup("");
+    vm->qts = qtest_initf("-M %s -m %d -nodefaults %s"
                           "-object iothread,id=io0 -object iothread,id=io1 %s",
-                          is_virt ? "virt -cpu max" : "pc", RAM_MIB, args);
+                          is_virt ? "virt -cpu max" : "pc", RAM_MIB, kvm_args,
+                          args);
     if (is_virt) {
         vm_init_virt(vm);
     } else {
@@ -428,6 +436,9 @@ static void set_up_queue_vector(DpDisk *disk)
     qvirtqueue_pci_msix_setup(disk->pci, disk->vqpci, &disk->vm->alloc,
                               vector);
     qtest_writel(disk->vm->qts, disk->vqpci->msix_addr, 0);
+    if (disk->vm->kvm) {
+        disk->irqs_seen = dp_kvm_set_vector(disk, vector, &disk->vector);
+    }
 }
 
 static void set_up_config_vector(DpDisk *disk)
@@ -441,6 +452,10 @@ static void set_up_config_vector(DpDisk *disk)
     qvirtio_pci_set_msix_configuration_vector(disk->pci, &disk->vm->alloc,
                                               VECTOR_CONFIG);
     qtest_writel(disk->vm->qts, disk->pci->config_msix_addr, 0);
+    if (disk->vm->kvm) {
+        disk->config_irqs_seen = dp_kvm_set_vector(disk, VECTOR_CONFIG,
+                                                   &disk->config_vector);
+    }
 }
 
 /* The vector comes before queue_enable, as everything else (4.1.5.1.3) */
@@ -793,6 +808,8 @@ bool dp_irq(DpDisk *disk)
 
     if (disk->no_msix) {
         irq = disk->vdev->bus->get_queue_isr_status(disk->vdev, disk->vq);
+    } else if (disk->vm->kvm) {
+        irq = dp_kvm_irq(disk->vm, disk->vector, &disk->irqs_seen);
     } else {
         irq = qtest_readl(qts, disk->vqpci->msix_addr) ==
               disk->vqpci->msix_data;
@@ -808,6 +825,10 @@ bool dp_config_irq(DpDisk *disk)
 {
     QTestState *qts = disk->vm->qts;
 
+    if (disk->vm->kvm) {
+        return dp_kvm_irq(disk->vm, disk->config_vector,
+                          &disk->config_irqs_seen);
+    }
     if (qtest_readl(qts, disk->pci->config_msix_addr) !=
         disk->pci->config_msix_data) {
         return false;
@@ -1114,21 +1135,27 @@ void dp_assert_mode(DpVm *vm, const DpMode *mode)
 
 /* Keeping requests in flight */
 
-void dp_throttle(DpDisk *disk, const char *group, int iops)
+static void set_throttle(DpDisk *disk, const char *group, int iops, int bps)
 {
     g_autofree char *path = backend_path(disk->vm, disk->id);
 
     dp_qmp_ok(disk->vm, NULL, "{'execute': 'block_set_io_throttle',"
               " 'arguments': { 'id': %s, 'group': %s, 'iops': %d,"
-              " 'iops_rd': 0, 'iops_wr': 0, 'bps': 0, 'bps_rd': 0,"
-              " 'bps_wr': 0 }}", path, group, iops);
+              " 'iops_rd': 0, 'iops_wr': 0, 'bps': %d, 'bps_rd': 0,"
+              " 'bps_wr': 0 }}", path, group, iops, bps);
+}
+
+void dp_throttle(DpDisk *disk, const char *group, int iops)
+{
+    set_throttle(disk, group, iops, 0);
 }
 
 void dp_hold(DpDisk *disk)
 {
     DpReq *req = dp_req(disk, VIRTIO_BLK_T_IN, 0, DP_SECTOR);
 
-    dp_throttle(disk, disk->id, 1);
+    /* With KVM the clock goes on, and a byte per second is as good. */
+    set_throttle(disk, disk->id, 1, 1);
     g_assert_cmpint(dp_run(disk, req), ==, VIRTIO_BLK_S_OK);
     dp_req_free(disk, req);
 }
@@ -1422,6 +1449,18 @@ bool dp_has_ring(const DpMode *mode, DpRings rings)
     }
 }
 
+static void test_without_kvm(const void *opaque)
+{
+    g_test_skip(dp_kvm_refusal());
+}
+
+void dp_add_test(const char *path, const void *data,
+                 void (*fn)(const void *))
+{
+    qtest_add_data_func(path, data, dp_kvm_wanted() && dp_kvm_refusal() ?
+                                    test_without_kvm : fn);
+}
+
 void dp_add_modes(const char *path, void (*fn)(const void *), bool plane_only,
                   DpRings rings)
 {
@@ -1431,7 +1470,7 @@ void dp_add_modes(const char *path, void (*fn)(const void *), bool plane_only,
             g_autofree char *name = g_strdup_printf("%s/%s", path,
                                                     dp_modes[i]->name);
 
-            qtest_add_data_func(name, dp_modes[i], fn);
+            dp_add_test(name, dp_modes[i], fn);
         }
     }
 }

@@ -11,6 +11,9 @@
  * It accepts whatever ring the device offers: with "packed=on" a packed one,
  * with "in_order=on" in-order use.  virtio-blk-dataplane-ring.c drives them.
  *
+ * With DP_ACCEL=kvm in the environment, PCs have a vCPU in KVM that takes the
+ * interrupts and kicks: see virtio-blk-dataplane-kvm.h.
+ *
  * Every wait has a hang guard of DP_HANG_SECONDS; no wait is a measurement.
  *
  * Copyright (c) 2026 the virtio-blk data plane authors
@@ -73,6 +76,8 @@ typedef struct DpVm {
     QPCIBus *bus;           /* NULL if the machine has no PCI */
     QGenericPCIHost host;   /* what bus is part of, where it is no PC */
     bool no_proxy;          /* disks are virtio-blk-device: virtio-mmio */
+    bool kvm;               /* see virtio-blk-dataplane-kvm.h */
+    unsigned next_vector;   /* kvm: of the vCPU */
 } DpVm;
 
 typedef struct DpSeg {
@@ -102,8 +107,7 @@ typedef struct DpReq {
     uint32_t len;           /* bytes of data */
     bool to_guest;          /* data is device-writable */
     DpFraming framing;
-    unsigned pieces;        /* equal ones of data, not 0: with DP_INDIRECT and
-                               a table that the test made large enough */
+    unsigned pieces;        /* of data, or 0; DP_INDIRECT, the table is ours */
     uint64_t page;          /* header and status, among canaries */
     uint64_t data;
     uint64_t status_addr;
@@ -146,6 +150,10 @@ typedef struct DpDisk {
     uint16_t avail_idx;     /* next entry to fill */
     uint16_t exposed_idx;   /* what the device was shown */
     uint16_t used_idx;      /* next element to take */
+    unsigned vector;        /* kvm: of the vCPU, 0: none yet */
+    uint32_t irqs_seen;
+    unsigned config_vector; /* kvm: likewise */
+    uint32_t config_irqs_seen;
     uint64_t irqs;
     uint64_t kicks;
     uint64_t reads;         /* requests that were taken from the used ring */
@@ -472,8 +480,9 @@ void dp_assert_mode(DpVm *vm, const DpMode *mode);
  * dp_hold: keep all requests of disk @id in flight until dp_release() or a
  *          drain; dp_release: let them go
  *
- * This is a throttle with qtest's clock, which stands still.  It lets a first
- * request pass, so dp_hold() sends one.
+ * This is a throttle with qtest's clock, which stands still, or for so little
+ * that no test sees the next request pass.  It lets a first one pass, so
+ * dp_hold() sends it.
  */
 void dp_hold(DpDisk *disk);
 void dp_release(DpDisk *disk);
@@ -555,6 +564,12 @@ typedef enum DpRings {
 } DpRings;
 
 bool dp_has_ring(const DpMode *mode, DpRings rings);
+
+/**
+ * dp_add_test: register a test, which is skipped if KVM is wanted in vain
+ */
+void dp_add_test(const char *path, const void *data,
+                 void (*fn)(const void *));
 
 /**
  * dp_add_modes: register a test for each mode, or for those with the plane

@@ -14,6 +14,7 @@
 #include "qemu/osdep.h"
 #include "qemu/bswap.h"
 #include "virtio-blk-dataplane-common.h"
+#include "virtio-blk-dataplane-kvm.h"
 
 #define F_AVAIL (1 << VRING_PACKED_DESC_F_AVAIL)
 #define F_USED (1 << VRING_PACKED_DESC_F_USED)
@@ -446,7 +447,9 @@ void dp_kick_always(DpDisk *disk)
 {
     disk->exposed_idx = disk->avail_idx;
     disk->kicks++;
-    disk->vdev->bus->virtqueue_kick(disk->vdev, disk->vq);
+    if (!disk->vm->kvm || !dp_kvm_kick(disk)) {
+        disk->vdev->bus->virtqueue_kick(disk->vdev, disk->vq);
+    }
 }
 
 static bool wants_kick(DpDisk *disk, uint16_t old, uint16_t new)
