@@ -26,6 +26,7 @@
 #include "qemu/defer-call.h"
 #include "qemu/atomic.h"
 #include "qemu/lockable.h"
+#include "qemu/main-loop.h"
 #include "block/aio-wait.h"
 #include "hw/virtio/virtio-access.h"
 #include "virtio-blk-queue.h"
@@ -82,6 +83,7 @@ VirtioBlkDataPlaneQueueInfo *data_plane_queue_info(DataPlaneQueue *q,
         g_new0(VirtioBlkDataPlaneQueueInfo, 1);
     const DataPlaneStats *stats = &q->stats;
 
+    IO_OR_GS_CODE();
     info->queue = q->index;
     info->iothread = g_strdup(iothread);
     info->reads = qatomic_read_u64(&stats->reads);
@@ -341,6 +343,7 @@ void data_plane_complete_request(VirtIOBlockReq *req, unsigned char status)
     DataPlaneQueue *q = data_plane_queue_of(req);
     uint32_t type = request_type(req);
 
+    IO_CODE();
     stat_completed(q, type, status);
     if (unlikely(virtio_device_disabled(queue_vdev(q)))) {
         data_plane_detach_request(req);
@@ -368,6 +371,7 @@ void data_plane_detach_request(VirtIOBlockReq *req)
 {
     DataPlaneQueue *q = data_plane_queue_of(req);
 
+    IO_CODE();
     vring_detach(&q->vring, &req->elem, request_buffer(req));
 }
 
@@ -500,6 +504,7 @@ static void handle_notify(DataPlaneQueue *q)
     bool polling = is_polling(q);
     bool more;
 
+    IO_CODE();
     if (virtio_device_disabled(vdev) || !blk_submit_begin(q->s->blk)) {
         return;
     }
@@ -608,6 +613,8 @@ static void memory_changed_bh(void *opaque)
 void data_plane_queue_init(DataPlaneQueue *q, VirtIOBlockDataPlane *dp,
                            VirtIOBlock *s, unsigned index)
 {
+    GLOBAL_STATE_CODE();
+
     q->dp = dp;
     q->s = s;
     q->vq = virtio_get_queue(VIRTIO_DEVICE(s), index);
@@ -617,6 +624,8 @@ void data_plane_queue_init(DataPlaneQueue *q, VirtIOBlockDataPlane *dp,
 
 void data_plane_queue_cleanup(DataPlaneQueue *q)
 {
+    GLOBAL_STATE_CODE();
+
     assert(!q->active);
     assert(q->stats.popped == q->stats.released);
     pool_abandon(q);
@@ -641,6 +650,7 @@ bool data_plane_queue_setup(DataPlaneQueue *q, VringMemory *mem, Error **errp)
 {
     VirtIODevice *vdev = VIRTIO_DEVICE(q->s);
 
+    GLOBAL_STATE_CODE();
     if (q->active || !virtio_queue_enabled(vdev, q->index) ||
         !virtio_queue_get_desc_addr(vdev, q->index)) {
         return true;
@@ -681,6 +691,8 @@ static void pin_requests(DataPlaneQueue *q)
 
 void data_plane_queue_teardown(DataPlaneQueue *q)
 {
+    GLOBAL_STATE_CODE();
+
     if (!q->active) {
         return;
     }
@@ -691,6 +703,8 @@ void data_plane_queue_teardown(DataPlaneQueue *q)
 
 void data_plane_queue_start(DataPlaneQueue *q, AioContext *ctx)
 {
+    GLOBAL_STATE_CODE();
+
     q->ctx = ctx;
     q->quiesced = false;
     q->host_notifier = *virtio_queue_get_host_notifier(q->vq);
@@ -701,6 +715,8 @@ void data_plane_queue_start(DataPlaneQueue *q, AioContext *ctx)
 
 void data_plane_queue_attach(DataPlaneQueue *q)
 {
+    GLOBAL_STATE_CODE();
+
     if (q->quiesced) {
         return;
     }
@@ -721,6 +737,8 @@ void data_plane_queue_attach(DataPlaneQueue *q)
 
 void data_plane_queue_detach(DataPlaneQueue *q)
 {
+    IO_OR_GS_CODE();
+
     aio_set_event_notifier(q->ctx, &q->host_notifier, NULL, NULL, NULL);
 }
 
@@ -739,6 +757,8 @@ static void quiesce_bh(void *opaque)
 
 void data_plane_queue_quiesce(DataPlaneQueue *q)
 {
+    GLOBAL_STATE_CODE();
+
     q->quiesced = true;
     aio_wait_bh_oneshot(q->ctx, quiesce_bh, q);
 }
@@ -767,6 +787,7 @@ void data_plane_queue_flush(DataPlaneQueue *q)
 {
     QEMUBH *memory_bh = g_steal_pointer(&q->memory_bh);
 
+    GLOBAL_STATE_CODE();
     /* Memory may change while this waits: nobody schedules the BH any more. */
     aio_wait_bh_oneshot(q->ctx, flush_bh, q);
     aio_wait_bh_oneshot(q->ctx, delete_bh, memory_bh);
@@ -776,6 +797,7 @@ void data_plane_queue_drop_parked(DataPlaneQueue *q)
 {
     VirtIOBlockReq **link = &q->s->rq;
 
+    GLOBAL_STATE_CODE();
     QEMU_LOCK_GUARD(&q->s->rq_lock);
 
     while (*link) {

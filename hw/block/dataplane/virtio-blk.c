@@ -65,6 +65,8 @@ struct VirtIOBlockDataPlane {
 
 DataPlaneQueue *data_plane_queue_of(VirtIOBlockReq *req)
 {
+    IO_OR_GS_CODE();
+
     return &req->dev->dataplane->queues[virtio_get_queue_index(req->vq)];
 }
 
@@ -72,6 +74,8 @@ DataPlaneQueue *data_plane_queue_of(VirtIOBlockReq *req)
 
 static void set_state(VirtIOBlockDataPlane *dp, VirtioBlkDataPlaneState next)
 {
+    GLOBAL_STATE_CODE();
+
 #define STATE(name) VIRTIO_BLK_DATA_PLANE_STATE_##name
     static const unsigned legal[] = {
         [STATE(STOPPED)] = BIT(STATE(STARTING)),
@@ -98,6 +102,8 @@ static void set_reason(VirtIOBlockDataPlane *dp, const char *reason)
 
 bool virtio_blk_data_plane_is_stopped(VirtIOBlockDataPlane *dp)
 {
+    GLOBAL_STATE_CODE();
+
     return dp->state == VIRTIO_BLK_DATA_PLANE_STATE_STOPPED;
 }
 
@@ -228,6 +234,7 @@ bool virtio_blk_data_plane_create(VirtIOBlock *s, Error **errp)
 {
     VirtIOBlockDataPlane *dp;
 
+    GLOBAL_STATE_CODE();
     s->dataplane = NULL;
     if (!wants_data_plane(&s->conf)) {
         return true;
@@ -259,6 +266,7 @@ void virtio_blk_data_plane_destroy(VirtIOBlock *s)
 {
     VirtIOBlockDataPlane *dp = s->dataplane;
 
+    GLOBAL_STATE_CODE();
     if (!dp) {
         return;
     }
@@ -352,6 +360,7 @@ static void attention_bh(void *opaque)
 {
     VirtIOBlockDataPlane *dp = opaque;
 
+    GLOBAL_STATE_CODE();
     if (dp->state == VIRTIO_BLK_DATA_PLANE_STATE_STARTED) {
         report_errors(dp);
     }
@@ -363,11 +372,15 @@ static void attention_bh(void *opaque)
 
 void data_plane_queue_failed(DataPlaneQueue *q)
 {
+    IO_CODE();
+
     qemu_bh_schedule(q->dp->attention_bh);
 }
 
 void data_plane_queue_enabled_late(DataPlaneQueue *q)
 {
+    IO_CODE();
+
     qemu_bh_schedule(q->dp->attention_bh);
 }
 
@@ -376,6 +389,7 @@ static void memory_changed(void *opaque)
 {
     VirtIOBlockDataPlane *dp = opaque;
 
+    GLOBAL_STATE_CODE();
     for (unsigned i = 0; i < dp->num_queues; i++) {
         if (dp->queues[i].memory_bh) {
             qemu_bh_schedule(dp->queues[i].memory_bh);
@@ -519,6 +533,7 @@ int virtio_blk_data_plane_start(VirtIOBlockDataPlane *dp)
     Error *err = NULL;
     int ret;
 
+    GLOBAL_STATE_CODE();
     if (dp->state != VIRTIO_BLK_DATA_PLANE_STATE_STOPPED) {
         return 0;
     }
@@ -568,6 +583,7 @@ void virtio_blk_data_plane_stop(VirtIOBlockDataPlane *dp)
 {
     VirtIOBlock *s = dp->s;
 
+    GLOBAL_STATE_CODE();
     if (dp->state == VIRTIO_BLK_DATA_PLANE_STATE_DISABLED) {
         /* The next start may work, and finds no request of the old path. */
         blk_drain(s->blk);
@@ -606,6 +622,7 @@ bool virtio_blk_data_plane_handle_output(VirtIOBlockDataPlane *dp,
 {
     VirtIODevice *vdev = VIRTIO_DEVICE(dp->s);
 
+    IO_OR_GS_CODE();
     switch (dp->state) {
     case VIRTIO_BLK_DATA_PLANE_STATE_DISABLED:
         virtio_blk_handle_vq(dp->s, vq);
@@ -635,6 +652,8 @@ bool virtio_blk_data_plane_handle_output(VirtIOBlockDataPlane *dp,
 
 AioContext *virtio_blk_data_plane_context(VirtIOBlockDataPlane *dp, unsigned n)
 {
+    GLOBAL_STATE_CODE();
+
     return dp->state == VIRTIO_BLK_DATA_PLANE_STATE_DISABLED ?
            qemu_get_aio_context() : dp->s->vq_aio_context[n];
 }
@@ -643,6 +662,7 @@ void virtio_blk_data_plane_queue_reset(VirtIOBlockDataPlane *dp, unsigned n)
 {
     DataPlaneQueue *q;
 
+    GLOBAL_STATE_CODE();
     if (n >= dp->num_queues) {
         /* The transport lets a driver select queues that are not there. */
         return;
@@ -668,6 +688,8 @@ void virtio_blk_data_plane_queue_reset(VirtIOBlockDataPlane *dp, unsigned n)
 
 void virtio_blk_data_plane_drained_begin(VirtIOBlockDataPlane *dp)
 {
+    GLOBAL_STATE_CODE();
+
     if (dp->state != VIRTIO_BLK_DATA_PLANE_STATE_STARTED) {
         return;
     }
@@ -680,6 +702,8 @@ void virtio_blk_data_plane_drained_begin(VirtIOBlockDataPlane *dp)
 
 void virtio_blk_data_plane_drained_end(VirtIOBlockDataPlane *dp)
 {
+    GLOBAL_STATE_CODE();
+
     if (dp->state != VIRTIO_BLK_DATA_PLANE_STATE_STARTED) {
         return;
     }
@@ -713,6 +737,7 @@ VirtioBlkDataPlaneInfo *virtio_blk_data_plane_info(VirtIOBlock *s)
     VirtIOBlockDataPlane *dp = s->dataplane;
     VirtioBlkDataPlaneQueueInfoList **tail = &info->queues;
 
+    GLOBAL_STATE_CODE();
     if (!dp) {
         info->state = VIRTIO_BLK_DATA_PLANE_STATE_STOPPED;
         info->reason = g_strdup("not configured");

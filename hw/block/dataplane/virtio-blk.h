@@ -67,11 +67,12 @@ void virtio_blk_data_plane_stop(VirtIOBlockDataPlane *dp);
 bool virtio_blk_data_plane_is_stopped(VirtIOBlockDataPlane *dp);
 
 /**
- * virtio_blk_data_plane_handle_output: a kick reached the main loop
+ * virtio_blk_data_plane_handle_output: a kick reached QEMU's own path
  *
  * Returns: false if the kick is for QEMU's own path
  *
- * Context: BQL held
+ * Context: BQL held, or the queue's AioContext where the plane was declined and
+ *          QEMU's own path serves the queue
  */
 bool virtio_blk_data_plane_handle_output(VirtIOBlockDataPlane *dp,
                                          VirtQueue *vq);

@@ -17,6 +17,7 @@
 
 #include "qemu/osdep.h"
 #include "qapi/error.h"
+#include "qemu/main-loop.h"
 #include "exec/memory.h"
 #include "system/dma.h"
 #include "hw/virtio/dataplane/vring-memory.h"
@@ -342,6 +343,7 @@ VringMemory *vring_memory_new(AddressSpace *as, VringMemoryChangeFunc *changed,
 {
     VringMemory *mem = g_new0(VringMemory, 1);
 
+    assert(bql_locked());
     mem->as = as;
     mem->changed = changed;
     mem->opaque = opaque;
@@ -361,6 +363,8 @@ VringMemory *vring_memory_new(AddressSpace *as, VringMemoryChangeFunc *changed,
 
 void vring_memory_free(VringMemory *mem)
 {
+    assert(bql_locked());
+
     if (!mem) {
         return;
     }

@@ -14,6 +14,7 @@
 
 #include "qemu/osdep.h"
 #include "qapi/error.h"
+#include "qemu/main-loop.h"
 #include "system/xen.h"
 #include "hw/virtio/virtio.h"
 #include "hw/virtio/dataplane/vring.h"
@@ -126,6 +127,7 @@ bool vring_setup(Vring *vring, VirtIODevice *vdev, int n, VringMemory *mem,
     };
     VirtQueueRingState state;
 
+    assert(bql_locked());
     if (xen_enabled()) {
         /* Xen maps guest memory piece by piece: no host pointer stays valid. */
         error_setg(errp, "rings in a Xen guest's memory are not supported");
@@ -176,6 +178,7 @@ void vring_teardown(Vring *vring, VirtIODevice *vdev, int n)
     VirtQueue *vq = virtio_get_queue(vdev, n);
     VirtQueueRingState state;
 
+    assert(bql_locked());
     virtio_queue_get_ring_state(vq, &state);
     if (vring->order) {
         vring_return_order(vring, state.used_elems);
