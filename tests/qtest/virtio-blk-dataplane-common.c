@@ -710,38 +710,32 @@ static unsigned build_merged(DpDisk *disk, DpReq *req, DpSeg *seg)
     }
 }
 
-/* Table entries of a packed ring follow each other, without flag (2.8.7) */
-static void fill_table_packed(DpDisk *disk, DpReq *req, const DpSeg *seg,
-                              unsigned n)
-{
-    for (unsigned i = 0; i < n; i++) {
-        dp_desc_write(disk, req->table, i, seg[i].addr, seg[i].len,
-                      seg[i].flags, 0xeeee);
-    }
-}
-
+/*
+ * Entries follow each other, or are chained backwards with holes between them.
+ * In a packed ring they follow each other without a flag (2.8.7).
+ */
 static DpSeg build_table(DpDisk *disk, DpReq *req, const DpSeg *seg,
                          unsigned n, DpFraming framing)
 {
     bool shuffled = framing == DP_SHUFFLED;
     unsigned entries = shuffled ? 2 * n + 1 : n;
+    g_autofree struct vring_desc *table = g_new(struct vring_desc, entries);
 
-    qtest_memset(disk->vm->qts, req->table, 0xee, entries * 16);
-    for (unsigned i = 0; i < n && !disk->packed; i++) {
-        bool last = i == n - 1;
+    memset(table, 0xee, entries * sizeof(*table));
+    for (unsigned i = 0; i < n; i++) {
+        bool last = disk->packed || i == n - 1;
         /* 0, then from the end of the table down, every other one a hole */
         unsigned at = shuffled && i ? entries - 2 * i : i;
         unsigned next = shuffled ? entries - 2 * (i + 1) : i + 1;
 
-        dp_desc_write(disk, req->table, at, seg[i].addr, seg[i].len,
-                      seg[i].flags | (last ? 0 : VRING_DESC_F_NEXT),
-                      last ? 0xeeee : next);
+        dp_desc_fill(disk, &table[at], seg[i].addr, seg[i].len,
+                     seg[i].flags | (last ? 0 : VRING_DESC_F_NEXT),
+                     last ? 0xeeee : next);
     }
-    if (disk->packed) {
-        fill_table_packed(disk, req, seg, n);
-    }
+    qtest_memwrite(disk->vm->qts, req->table, table,
+                   entries * sizeof(*table));
     return (DpSeg) {
-        req->table, entries * 16,
+        req->table, entries * sizeof(*table),
         VRING_DESC_F_INDIRECT |
         (framing == DP_INDIRECT_WRITE ? VRING_DESC_F_WRITE : 0)
     };

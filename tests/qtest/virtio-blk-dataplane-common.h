@@ -365,6 +365,12 @@ void dp_desc_write(DpDisk *disk, uint64_t table, unsigned i, uint64_t addr,
                    uint32_t len, uint16_t flags, uint16_t next);
 
 /**
+ * dp_desc_fill: the same, in the memory of the test
+ */
+void dp_desc_fill(DpDisk *disk, struct vring_desc *desc, uint64_t addr,
+                  uint32_t len, uint16_t flags, uint16_t next);
+
+/**
  * dp_chain: put a chain into free descriptors of the ring
  *
  * Of a packed ring these are the next ones, so dp_avail() must follow.

@@ -403,16 +403,23 @@ void dp_ring_free(DpDisk *disk)
     g_free(disk->entries);
 }
 
-void dp_desc_write(DpDisk *disk, uint64_t table, unsigned i, uint64_t addr,
-                   uint32_t len, uint16_t flags, uint16_t next)
+void dp_desc_fill(DpDisk *disk, struct vring_desc *desc, uint64_t addr,
+                  uint32_t len, uint16_t flags, uint16_t next)
 {
-    struct vring_desc desc = {
+    *desc = (struct vring_desc) {
         .addr = cpu_to_le64(addr),
         .len = cpu_to_le32(len),
         .flags = cpu_to_le16(disk->packed ? next : flags),
         .next = cpu_to_le16(disk->packed ? flags : next),
     };
+}
 
+void dp_desc_write(DpDisk *disk, uint64_t table, unsigned i, uint64_t addr,
+                   uint32_t len, uint16_t flags, uint16_t next)
+{
+    struct vring_desc desc;
+
+    dp_desc_fill(disk, &desc, addr, len, flags, next);
     qtest_memwrite(disk->vm->qts, table + DESC_BYTES * i, &desc, sizeof(desc));
 }
 
