@@ -52,6 +52,7 @@
 #define QUEUE_DESC              0x20
 #define QUEUE_DRIVER            0x28
 #define QUEUE_DEVICE            0x30
+#define QUEUE_RESET             0x3a
 
 /* Device status (2.1) */
 #define STATUS_ACKNOWLEDGE  1
@@ -319,6 +320,14 @@ void bench_pci_enable_queue(BenchPci *pci, unsigned queue,
     write64(pci, QUEUE_DRIVER, ring->avail);
     write64(pci, QUEUE_DEVICE, ring->used);
     bench_qtest_write(pci->qt, "writew", pci->common + QUEUE_ENABLE, 1);
+}
+
+bool bench_pci_reset_queue(BenchPci *pci, unsigned queue)
+{
+    select_queue(pci, queue);
+    bench_qtest_write(pci->qt, "writew", pci->common + QUEUE_RESET, 1);
+    return !bench_qtest_read(pci->qt, "readw", pci->common + QUEUE_RESET) &&
+           !bench_qtest_read(pci->qt, "readw", pci->common + QUEUE_ENABLE);
 }
 
 void bench_pci_driver_ok(BenchPci *pci)

@@ -83,6 +83,13 @@ void bench_pci_enable_queue(BenchPci *pci, unsigned queue,
                             const BenchQueue *ring);
 
 /**
+ * bench_pci_reset_queue: reset a queue, with RING_RESET (4.1.4.3.2)
+ *
+ * Returns: false if the queue is not off after that
+ */
+bool bench_pci_reset_queue(BenchPci *pci, unsigned queue);
+
+/**
  * bench_pci_driver_ok: the device may begin
  */
 void bench_pci_driver_ok(BenchPci *pci);

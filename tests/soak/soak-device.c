@@ -138,7 +138,8 @@ bool soak_device_reset(SoakDevice *dev, bool indirect, bool event_idx,
 {
     static const uint64_t more = 1ull << SOAK_F_FLUSH |
                                  1ull << SOAK_F_DISCARD |
-                                 1ull << SOAK_F_WRITE_ZEROES;
+                                 1ull << SOAK_F_WRITE_ZEROES |
+                                 1ull << SOAK_F_RING_RESET;
     BenchDevice *parent = &dev->parent;
     const BenchWish wish = {
         .queues = dev->wanted_queues,
@@ -181,6 +182,27 @@ bool soak_device_start(SoakDevice *dev, GError **errp)
         bench_pci_enable_queue(&dev->pci, i, &parent->queues[i]);
     }
     bench_pci_driver_ok(&dev->pci);
+    return !bench_qtest_failed(dev->qt, errp);
+}
+
+bool soak_device_reset_queue(SoakDevice *dev, unsigned queue, GError **errp)
+{
+    if (!bench_device_has(&dev->parent, SOAK_F_RING_RESET)) {
+        g_set_error(errp, BENCH_ERROR, 0, "the device does not offer "
+                    "RING_RESET");
+        return false;
+    }
+    if (!bench_pci_reset_queue(&dev->pci, queue)) {
+        g_set_error(errp, BENCH_ERROR, 0, "queue %u stays in reset", queue);
+        return false;
+    }
+    return !bench_qtest_failed(dev->qt, errp);
+}
+
+bool soak_device_enable_queue(SoakDevice *dev, unsigned queue, GError **errp)
+{
+    soak_device_take_irq(dev, queue);
+    bench_pci_enable_queue(&dev->pci, queue, &dev->parent.queues[queue]);
     return !bench_qtest_failed(dev->qt, errp);
 }
 

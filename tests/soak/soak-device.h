@@ -20,6 +20,7 @@
 #define SOAK_F_FLUSH            9
 #define SOAK_F_DISCARD          13
 #define SOAK_F_WRITE_ZEROES     14
+#define SOAK_F_RING_RESET       40
 
 #define SOAK_STATUS_NEEDS_RESET 64
 
@@ -92,6 +93,20 @@ bool soak_device_reset(SoakDevice *dev, bool indirect, bool event_idx,
  * Returns: false with @errp set if QEMU does not answer
  */
 bool soak_device_start(SoakDevice *dev, GError **errp);
+
+/**
+ * soak_device_reset_queue: one queue has nothing in flight and is off (2.6.1)
+ *
+ * Returns: false with @errp set if the device cannot do that
+ *
+ * Pair: soak_device_enable_queue()
+ */
+bool soak_device_reset_queue(SoakDevice *dev, unsigned queue, GError **errp);
+
+/**
+ * soak_device_enable_queue: hand it over again; its notifier is the same
+ */
+bool soak_device_enable_queue(SoakDevice *dev, unsigned queue, GError **errp);
 
 /**
  * soak_device_find_notifiers: find out which eventfds are to be written to

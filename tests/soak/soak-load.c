@@ -27,9 +27,9 @@
 #define ID_BYTES            20
 
 #define MAX_BLOCKS          16      /* of a request */
+#define DEEP                128     /* so many requests per queue are small */
 #define MAX_PARTS           3       /* descriptors of its data */
 #define MAX_DESCS           (MAX_PARTS + 2)
-#define DATA_BYTES          (MAX_BLOCKS * SOAK_BLOCK)
 #define RING_BYTES          (64 * 1024)     /* more than 1024 entries take */
 
 /* Of memory that nobody may write to any more, and how long that is watched */
@@ -38,6 +38,12 @@
 
 /* A queue that finds nothing goes to sleep one time in ... */
 #define SLEEP_CHANCE        8
+
+/* A queue is notified without need one time in ... */
+#define KICK_CHANCE         32
+
+/* How often a place on the disk is looked for that no request is at work on */
+#define PLACE_TRIES         32
 
 #define SECOND_NS           1000000000ull
 #define IDLE_US             50
@@ -102,11 +108,14 @@ struct SoakLoad {
     SoakDevice *dev;
     SoakDisk *disk;
     unsigned depth;
+    unsigned max_blocks;        /* of a request */
+    unsigned data_bytes;        /* that it may need */
     uint64_t stall_ns;
     GRand *rand;
     Queue *queues;
     unsigned num_queues;
     uint64_t rings;             /* guest address of the first */
+    uint64_t rings_end;
     bool running;
     bool indirect;
     Mode mode;
@@ -134,9 +143,17 @@ static unsigned below(SoakLoad *load, unsigned n)
 
 /* Making and freeing */
 
+/* Where thousands are in flight, each finds a place of its own on the disk. */
+static unsigned max_blocks(unsigned depth)
+{
+    return depth > DEEP ? 1 : MAX_BLOCKS;
+}
+
 uint64_t soak_load_memory_size(unsigned queues, unsigned depth)
 {
-    return (uint64_t)queues * (RING_BYTES + depth * (DATA_BYTES + 4096));
+    uint64_t slot = max_blocks(depth) * SOAK_BLOCK + 4096;
+
+    return queues * (RING_BYTES + depth * slot);
 }
 
 static void alloc_slot(SoakLoad *load, Slot *slot)
@@ -145,7 +162,7 @@ static void alloc_slot(SoakLoad *load, Slot *slot)
 
     slot->mem_addr = bench_memory_alloc(mem, sizeof(RequestMemory), 64);
     slot->mem = (RequestMemory *)(mem->host + slot->mem_addr);
-    slot->own_addr = bench_memory_alloc(mem, DATA_BYTES, 4096);
+    slot->own_addr = bench_memory_alloc(mem, load->data_bytes, 4096);
     slot->own = mem->host + slot->own_addr;
 }
 
@@ -157,6 +174,8 @@ SoakLoad *soak_load_new(SoakDevice *dev, SoakDisk *disk, unsigned depth,
     load->dev = dev;
     load->disk = disk;
     load->depth = depth;
+    load->max_blocks = max_blocks(depth);
+    load->data_bytes = load->max_blocks * SOAK_BLOCK;
     load->stall_ns = stall_s * SECOND_NS;
     load->copy = -1;
     load->rand = g_rand_new_with_seed(seed);
@@ -215,30 +234,42 @@ static void place_descriptors(SoakLoad *load, Queue *q)
     }
 }
 
+/* The areas of queue @i have their place; it begins with an empty ring. */
+static void empty_ring(SoakLoad *load, unsigned i)
+{
+    BenchDevice *dev = &load->dev->parent;
+    Queue *q = &load->queues[i];
+    uint64_t begin = dev->queues[i].desc;
+    uint64_t end = i + 1 < load->num_queues ? dev->queues[i + 1].desc
+                                            : load->rings_end;
+
+    memset(dev->mem->host + begin, 0, end - begin);
+    /* Without a table a chain stays in its place, and may be shorter. */
+    bench_ring_cleanup(&q->ring);
+    bench_ring_init(&q->ring, &dev->queues[i], dev,
+                    load->indirect ? 1 : MAX_DESCS);
+    place_descriptors(load, q);
+}
+
 static bool lay_out_rings(SoakLoad *load, GError **errp)
 {
     BenchDevice *dev = &load->dev->parent;
     bool packed = bench_device_has(dev, BENCH_F_RING_PACKED);
+    unsigned descs = load->depth * (load->indirect ? 1 : MAX_DESCS);
 
     dev->mem->next = load->rings;
     for (unsigned i = 0; i < load->num_queues; i++) {
         bench_ring_layout(&dev->queues[i], packed, dev->mem);
-        if (load->depth * MAX_DESCS > dev->queues[i].size) {
+        if (descs > dev->queues[i].size) {
             g_set_error(errp, BENCH_ERROR, 0, "%u requests do not fit into a "
                         "queue of %u entries: lower --depth", load->depth,
                         dev->queues[i].size);
             return false;
         }
     }
-    memset(dev->mem->host + load->rings, 0, dev->mem->next - load->rings);
+    load->rings_end = dev->mem->next;
     for (unsigned i = 0; i < load->num_queues; i++) {
-        Queue *q = &load->queues[i];
-
-        /* Without a table a chain stays in its place, and may be shorter. */
-        bench_ring_cleanup(&q->ring);
-        bench_ring_init(&q->ring, &dev->queues[i], dev,
-                        load->indirect ? 1 : MAX_DESCS);
-        place_descriptors(load, q);
+        empty_ring(load, i);
     }
     return true;
 }
@@ -248,7 +279,7 @@ bool soak_load_start(SoakLoad *load, GError **errp)
     bool elsewhere = below(load, 2);
 
     /* Only a table may have another length each time, if not in its place. */
-    load->indirect = elsewhere || below(load, 2);
+    load->indirect = elsewhere || load->depth > DEEP || below(load, 2);
     if (!soak_device_reset(load->dev, load->indirect, below(load, 2),
                            elsewhere && below(load, 3), elsewhere, errp) ||
         !soak_load_leave(load, false, errp) ||
@@ -301,16 +332,12 @@ static void forget(SoakLoad *load, Queue *q, Slot *slot)
     soak_disk_unlock(load->disk, slot->block, slot->blocks);
 }
 
-static void for_all_in_flight(SoakLoad *load,
+static void for_all_in_flight(SoakLoad *load, Queue *q,
                               void (*fn)(SoakLoad *, Queue *, Slot *))
 {
-    for (unsigned i = 0; i < load->num_queues; i++) {
-        for (unsigned j = 0; j < load->depth; j++) {
-            Slot *slot = &load->queues[i].slots[j];
-
-            if (slot->in_flight) {
-                fn(load, &load->queues[i], slot);
-            }
+    for (unsigned j = 0; j < load->depth; j++) {
+        if (q->slots[j].in_flight) {
+            fn(load, q, &q->slots[j]);
         }
     }
 }
@@ -320,12 +347,18 @@ static void scribble_one(SoakLoad *load, Queue *q, Slot *slot)
     scribble(slot);
 }
 
-/* A device that was reset leaves the driver's memory alone (2.4.1). */
-static bool watch_memory(SoakLoad *load, GError **errp)
+/*
+ * A device that was reset leaves the driver's memory alone (2.4.1), and so does
+ * a queue (2.6.1): queues @first to @end - 1.
+ */
+static bool watch_memory(SoakLoad *load, unsigned first, unsigned end,
+                         GError **errp)
 {
-    for_all_in_flight(load, scribble_one);
+    for (unsigned i = first; i < end; i++) {
+        for_all_in_flight(load, &load->queues[i], scribble_one);
+    }
     g_usleep(WATCH_US);
-    for (unsigned i = 0; i < load->num_queues; i++) {
+    for (unsigned i = first; i < end; i++) {
         for (unsigned j = 0; j < load->depth; j++) {
             const Slot *slot = &load->queues[i].slots[j];
 
@@ -341,6 +374,12 @@ static bool watch_memory(SoakLoad *load, GError **errp)
     return true;
 }
 
+static void forget_all(SoakLoad *load, Queue *q)
+{
+    for_all_in_flight(load, q, forget);
+    q->asleep = false;
+}
+
 bool soak_load_leave(SoakLoad *load, bool reset, GError **errp)
 {
     if (reset) {
@@ -349,14 +388,28 @@ bool soak_load_leave(SoakLoad *load, bool reset, GError **errp)
     load->running = false;
     soak_device_no_notifiers(load->dev);
     if (bench_qtest_failed(load->dev->qt, errp) ||
-        !watch_memory(load, errp)) {
+        !watch_memory(load, 0, load->num_queues, errp)) {
         return false;
     }
-    for_all_in_flight(load, forget);
     for (unsigned i = 0; i < load->num_queues; i++) {
-        load->queues[i].asleep = false;
+        forget_all(load, &load->queues[i]);
     }
     return true;
+}
+
+bool soak_load_reset_queue(SoakLoad *load, GError **errp)
+{
+    unsigned i = below(load, load->num_queues);
+    Queue *q = &load->queues[i];
+
+    if (!soak_device_reset_queue(load->dev, i, errp) ||
+        !watch_memory(load, i, i + 1, errp)) {
+        return false;
+    }
+    forget_all(load, q);
+    empty_ring(load, i);
+    q->progress_ns = now_ns();
+    return soak_device_enable_queue(load->dev, i, errp);
 }
 
 void soak_load_resume(SoakLoad *load)
@@ -402,7 +455,7 @@ static bool choose_blocks(SoakLoad *load, Slot *slot)
 
     if (load->mode == MODE_VERIFY) {
         slot->block = load->next_verify;
-        slot->blocks = MIN(MAX_BLOCKS, blocks - slot->block);
+        slot->blocks = MIN(load->max_blocks, blocks - slot->block);
         load->next_verify += slot->blocks;
         return slot->blocks && soak_disk_lock(load->disk, slot->block,
                                               slot->blocks);
@@ -412,23 +465,28 @@ static bool choose_blocks(SoakLoad *load, Slot *slot)
         return true;
     }
     /* Half of them small */
-    slot->blocks = below(load, 2) ? 1 : 1 + below(load, MAX_BLOCKS);
-    slot->block = below(load, blocks - slot->blocks + 1);
-    return soak_disk_lock(load->disk, slot->block, slot->blocks);
+    slot->blocks = below(load, 2) ? 1 : 1 + below(load, load->max_blocks);
+    for (unsigned i = 0; i < PLACE_TRIES; i++) {
+        slot->block = below(load, blocks - slot->blocks + 1);
+        if (soak_disk_lock(load->disk, slot->block, slot->blocks)) {
+            return true;
+        }
+    }
+    return false;
 }
 
 static void choose_memory(SoakLoad *load, Queue *q, Slot *slot)
 {
     uint64_t number = (q - load->queues) * load->depth + (slot - q->slots);
-    uint64_t at = number * DATA_BYTES;
+    uint64_t at = number * load->data_bytes;
 
     slot->elsewhere = load->use != SOAK_USE_NONE &&
                       load->mode == MODE_MIXED && below(load, 2) &&
                       (slot->type == TYPE_IN || (slot->type == TYPE_OUT &&
                        load->use == SOAK_USE_CAREFUL));
     slot->unverified = slot->elsewhere && load->use == SOAK_USE_RUDE;
-    if (slot->elsewhere && at + DATA_BYTES > load->extra_size) {
-        at = at % load->extra_size & ~(DATA_BYTES - 1ull);
+    if (slot->elsewhere && at + load->data_bytes > load->extra_size) {
+        at = at % load->extra_size & ~(load->data_bytes - 1ull);
     }
     slot->data = slot->elsewhere ? load->extra + at : slot->own;
     slot->desc[1].addr = slot->elsewhere ? load->extra_addr + at
@@ -560,6 +618,18 @@ static void expose(SoakLoad *load, Queue *q)
     bench_ring_expose(&q->ring);
     q->ring.queue->kick_fd = fd;
     load->stats.kicks += q->ring.kicks - kicks;
+}
+
+/* One that tells of nothing, or of what the device has seen already */
+static void kick_without_need(SoakLoad *load, const Queue *q)
+{
+    const uint64_t one = 1;
+    int fd = q->ring.queue->kick_fd;
+
+    if (fd >= 0 && !load->drop_kicks && below(load, KICK_CHANCE) == 0 &&
+        write(fd, &one, sizeof(one)) == sizeof(one)) {
+        load->stats.kicks++;
+    }
 }
 
 /* Completing requests */
@@ -698,6 +768,7 @@ static bool sweep_queue(SoakLoad *load, Queue *q, bool *busy, GError **errp)
         }
     }
     expose(load, q);
+    kick_without_need(load, q);
     if (!n) {
         maybe_sleep(load, q);
     }
@@ -840,7 +911,7 @@ bool soak_load_verify(SoakLoad *load, int copy, GError **errp)
 
 uint64_t soak_load_data_size(const SoakLoad *load)
 {
-    return (uint64_t)load->num_queues * load->depth * DATA_BYTES;
+    return (uint64_t)load->num_queues * load->depth * load->data_bytes;
 }
 
 static bool nothing_elsewhere(const SoakLoad *load)
@@ -860,7 +931,7 @@ static bool nothing_elsewhere(const SoakLoad *load)
 bool soak_load_add_memory(SoakLoad *load, uint64_t addr, void *host,
                           uint64_t size, GError **errp)
 {
-    if (host && size < DATA_BYTES) {
+    if (host && size < load->data_bytes) {
         g_set_error(errp, BENCH_ERROR, 0, "memory of %" G_GUINT64_FORMAT
                     " bytes has no room for a request", size);
         return false;

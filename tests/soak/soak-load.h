@@ -45,7 +45,8 @@ uint64_t soak_load_memory_size(unsigned queues, unsigned depth);
 /**
  * soak_load_new: nothing is in flight, the device is not started
  * @dev, @disk: outlive the load; the device's memory is for it alone
- * @depth: requests per queue
+ * @depth: requests per queue; if that is many, all are small and use tables,
+ *         and may be as many as the queue has entries
  * @stall_s: when a request that does not end is lost
  *
  * Pair: soak_load_free()
@@ -72,6 +73,17 @@ bool soak_load_start(SoakLoad *load, GError **errp);
  * Returns: false with @errp set if it writes to forgotten requests' memory
  */
 bool soak_load_leave(SoakLoad *load, bool reset, GError **errp);
+
+/**
+ * soak_load_reset_queue: reset one of the queues and let it begin anew
+ *
+ * For a device that offers RING_RESET.  Its requests are forgotten, as with
+ * soak_load_start(); those of other queues go on.
+ *
+ * Returns: false with @errp set if the queue does not come up, or writes to
+ *          forgotten requests' memory
+ */
+bool soak_load_reset_queue(SoakLoad *load, GError **errp);
 
 /**
  * soak_load_sweep: take what is used, verify it, and make new requests

@@ -65,6 +65,12 @@ static bool cmd_reset(Driver *d, char **args, GString *out, GError **errp)
     return soak_load_start(d->unit->load, errp);
 }
 
+static bool cmd_reset_queue(Driver *d, char **args, GString *out,
+                            GError **errp)
+{
+    return soak_load_reset_queue(d->unit->load, errp);
+}
+
 static bool cmd_leave(Driver *d, char **args, GString *out, GError **errp)
 {
     return soak_load_leave(d->unit->load, true, errp);
@@ -198,6 +204,7 @@ static const Command main_commands[] = {
     { "start", 0, cmd_start, "find the disk, reset it, begin" },
     { "empty", 0, cmd_empty, "the disk is a new one, all zeroes" },
     { "reset", 0, cmd_reset, "reset the disk in mid-flight, begin anew" },
+    { "reset-queue", 0, cmd_reset_queue, "reset one of its queues likewise" },
     { "leave", 0, cmd_leave, "reset the disk in mid-flight, stay so" },
     { "lost", 0, cmd_lost, "the disk was reset or removed by others" },
     { "eject", 0, cmd_eject, "let the disk be unplugged in mid-flight" },
@@ -431,8 +438,8 @@ static const char *check_options(const Driver *d)
     if (d->queues < 1 || d->queues > 64) {
         return "--queues must be from 1 to 64";
     }
-    if (d->depth < 1 || d->depth > 128) {
-        return "--depth must be from 1 to 128";
+    if (d->depth < 1 || d->depth > 1024) {
+        return "--depth must be from 1 to 1024";
     }
     if (d->memory < 48 || d->memory > 2048) {
         return "--memory must be from 48 to 2048 MiB";
@@ -451,7 +458,8 @@ int main(int argc, char **argv)
         { "queues", 0, 0, G_OPTION_ARG_INT, &d.queues,
           "queues to use (default 1)", "N" },
         { "depth", 0, 0, G_OPTION_ARG_INT, &d.depth,
-          "requests in flight per queue (default 16)", "N" },
+          "requests in flight per queue (default 16); as many as it has "
+          "entries keep it full", "N" },
         { "memory", 0, 0, G_OPTION_ARG_INT, &d.memory,
           "guest memory (default 64)", "MIB" },
         { "disk", 0, 0, G_OPTION_ARG_INT, &d.disk_mib,
