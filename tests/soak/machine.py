@@ -19,7 +19,7 @@ import socket
 import subprocess
 import time
 from dataclasses import dataclass
-from typing import Any, Callable, Dict, List, Optional, Sequence
+from typing import Any, Callable, Dict, List, Optional, Sequence, Union
 
 from hosts import Network
 from session import LineReader, kill_group, last_lines
@@ -56,6 +56,10 @@ class Refused(SoakError):
         self.kind = kind
 
 
+#: of slow machines; the largest that there is
+QUEUE_SIZE = 1024
+
+
 @dataclass(frozen=True)
 class Config:
     """
@@ -63,6 +67,10 @@ class Config:
 
     throttled: the disk stands on a throttle filter, for good
     packed: offers packed and in-order rings; the driver chooses at each start
+    slow: all images are on throttle filters of one group, so that metadata can
+        be made slow; for pairs.py
+    data_file: but what the guest reads and writes is not
+    depth: requests in flight of each queue
     """
     name: str
     queues: int
@@ -70,12 +78,20 @@ class Config:
     form: str
     throttled: bool = False
     packed: bool = False
+    slow: bool = False
+    data_file: bool = False
+    depth: int = 16
 
 
 CONFIGS = (
     Config('four-queues', 4, 2, 'qcow2'),
     Config('one-queue', 1, 1, 'raw', packed=True),
     Config('throttle-filter', 2, 2, 'qcow2', True),
+    Config('pairs', 2, 2, 'qcow2', slow=True, data_file=True, depth=128),
+    Config('pairs-packed', 1, 1, 'qcow2', packed=True, slow=True),
+    # As many as the queues have entries.
+    Config('pairs-full', 2, 2, 'qcow2', slow=True, data_file=True,
+           depth=QUEUE_SIZE),
 )
 
 
@@ -119,6 +135,7 @@ class Monitor:
         self._reader = LineReader(self._socket)  # type: ignore[arg-type]
         self._number = 0
         self._events: List[dict] = []
+        self._answers: Dict[int, dict] = {}
         self._message(GUARD)
         self.cmd('qmp_capabilities')
 
@@ -139,6 +156,8 @@ class Monitor:
         message = json.loads(line)
         if 'event' in message:
             self._events.append(message)
+        elif 'id' in message:
+            self._answers[message['id']] = message
         return message
 
     def send(self, name: str, exact: Optional[dict] = None, /,
@@ -157,21 +176,20 @@ class Monitor:
 
     def answer(self, number: int, what: str = 'a command') -> Any:
         """
-        The end of a command.
+        The end of a command; what else ends meanwhile is kept.
 
         :raise Refused: when QEMU does.
         """
         end = time.monotonic() + GUARD
-        while True:
+        while number not in self._answers:
             left = end - time.monotonic()
             if left <= 0:
                 raise Hang(f'{what} has not ended for {GUARD} s')
             try:
-                message = self._message(left)
+                self._message(left)
             except Hang:
                 raise Hang(f'{what} has not ended for {GUARD} s') from None
-            if message.get('id') == number:
-                break
+        message = self._answers.pop(number)
         if 'error' in message:
             raise Refused(f"{what}: {message['error']['desc']}",
                           message['error']['class'])
@@ -212,6 +230,48 @@ class Monitor:
             self._message(left)
 
 
+class HumanMonitor:
+    """
+    A monitor that does not wait for the end of another monitor's command, as
+    those for machines do.
+    """
+
+    PROMPT = b'(qemu) '
+
+    def __init__(self, path: str):
+        self._socket = socket.socket(socket.AF_UNIX)
+        self._socket.connect(path)
+        self._until_prompt('the start')
+
+    def close(self) -> None:
+        """Leaves QEMU running."""
+        self._socket.close()
+
+    def _until_prompt(self, what: str) -> str:
+        end = time.monotonic() + GUARD
+        text = b''
+        while not text.endswith(self.PROMPT):
+            self._socket.settimeout(max(end - time.monotonic(), 0.001))
+            try:
+                more = self._socket.recv(65536)
+            except TimeoutError:
+                raise Hang(f'{what} has not ended for {GUARD} s') from None
+            except OSError as error:
+                raise SoakError(f'QEMU closed its monitor: {error}') from None
+            if not more:
+                raise SoakError('QEMU closed its monitor')
+            text += more
+        return text[:-len(self.PROMPT)].decode(errors='replace')
+
+    def cmd(self, line: str) -> str:
+        """Runs a command; returns what it prints, behind its own echo."""
+        try:
+            self._socket.sendall(line.encode() + b'\n')
+        except OSError as error:
+            raise SoakError(f'QEMU closed its monitor: {error}') from None
+        return self._until_prompt(line)
+
+
 def allow_core() -> None:
     """A QEMU that crashes shall leave something to be looked at."""
     limit = resource.getrlimit(resource.RLIMIT_CORE)[1]
@@ -230,6 +290,7 @@ class Driver:
                 stderr=output, start_new_session=True, cwd=cwd,
                 preexec_fn=allow_core)
         self._log = log
+        self._over = False
         assert self._process.stdout is not None
         self._reader = LineReader(self._process.stdout)
         try:
@@ -249,12 +310,15 @@ class Driver:
                             + ' / '.join(last_lines(self._log, 3)))
         kind, _, text = line.partition(' ')
         if kind != 'ok':
+            self._over = True
             raise SoakError(f'at "{what}", the driver says: {text}')
         return text
 
     def cmd(self, *words: Any) -> str:
         """One of the commands that its "help" shows."""
         line = ' '.join(map(str, words))
+        if self._over:
+            raise SoakError(f'the driver does not do "{line}" any more')
         assert self._process.stdin is not None
         try:
             self._process.stdin.write(line.encode() + b'\n')
@@ -295,6 +359,7 @@ class Machine:
     stall: seconds after which a request counts as lost
     network: QEMU runs on the host that is "here", if there is one
     at_end: is called when the driver and QEMU have ended
+    stage: what pairs.py keeps of it
     """
 
     def __init__(self, tools: Tools, config: Config, work: str, seed: int,
@@ -307,6 +372,7 @@ class Machine:
         self.stall = stall
         self.network = network
         self.at_end: List[Callable[[], None]] = []
+        self.stage: Any = None
         self._bad_end = False
         #: how often the disk has been plugged or unplugged
         self.plugs = 0
@@ -317,7 +383,9 @@ class Machine:
         self.guest_time = not tools.has_tcg()
         self.nodes: Dict[str, dict] = {}
         self._number = 0
-        self.monitors: List[Monitor] = []
+        self.monitors: List[Union[Monitor, HumanMonitor]] = []
+        #: that serve the disk when it is plugged next
+        self.iothreads = list(range(config.iothreads))
 
     def __enter__(self) -> 'Machine':
         os.makedirs(self.work, exist_ok=True)
@@ -361,6 +429,12 @@ class Machine:
         self.monitors.append(monitor)
         return monitor
 
+    def human_monitor(self) -> HumanMonitor:
+        """Of a slow machine."""
+        monitor = HumanMonitor(self._socket('human'))
+        self.monitors.append(monitor)
+        return monitor
+
     # ---- command line
 
     def _socket(self, name: str) -> str:
@@ -375,11 +449,13 @@ class Machine:
         device: Dict[str, Any] = {
             'driver': 'virtio-blk-pci', 'id': DEVICE, 'drive': self.root(),
             'addr': f'{SLOT:x}', 'num-queues': self.config.queues}
-        if self.config.iothreads == 1:
-            device['iothread'] = 'io0'
+        if len(self.iothreads) == 1:
+            device['iothread'] = f'io{self.iothreads[0]}'
         else:
             device['iothread-vq-mapping'] = [
-                {'iothread': f'io{i}'} for i in range(self.config.iothreads)]
+                {'iothread': f'io{i}'} for i in self.iothreads]
+        if self.config.slow:
+            device['queue-size'] = QUEUE_SIZE
         if self.config.packed:
             device.update({'packed': True, 'in_order': True})
         if self.tools.stock:
@@ -391,13 +467,18 @@ class Machine:
         node = self.new_node('n0', config.form)
         command = self.network.here.prefix if self.network else []
         command = [*command, self.tools.driver, '--queues', str(config.queues),
-                   '--depth', '16', '--disk', str(DISK_MIB),
+                   '--depth', str(config.depth), '--disk', str(DISK_MIB),
+                   '--memory', '128' if config.slow else '64',
                    '--stall', str(self.stall), '--seed', str(self.seed),
                    '--', self.tools.qemu, '-m', 'slots=4,maxmem=2G']
         if not self.guest_time:
             command += ['-accel', 'tcg']
-        for i in range(config.iothreads):
+        # One is to spare.
+        for i in range(config.iothreads + config.slow):
             command += ['-object', f'iothread,id=io{i}']
+        if config.slow:
+            command += ['-object', 'throttle-group,id=slow', '-monitor',
+                        f'unix:{self._socket("human")},server=on,wait=off']
         command += ['-blockdev', json.dumps(node)]
         if config.throttled:
             command += ['-object', json.dumps(
@@ -434,12 +515,29 @@ class Machine:
     def new_node(self, name: str, form: str, **more) -> dict:
         """Makes an image, and returns the options of its node."""
         path = self.path(name + '.img')
-        self.img('create', '-q', '-f', form, path, f'{DISK_MIB}M')
+        options = []
+        if self.config.data_file:
+            options = ['-o', f'data_file={path}.data']
+            more['data-file'] = {
+                'driver': 'file', 'node-name': name + '-data',
+                'discard': 'unmap', 'filename': path + '.data'}
+        self.img('create', '-q', '-f', form, *options, path, f'{DISK_MIB}M')
         self.nodes[name] = {
             'driver': form, 'node-name': name, 'discard': 'unmap', **more,
             'file': {'driver': 'file', 'node-name': name + '-file',
                      'discard': 'unmap', 'filename': path}}
-        return self.nodes[name]
+        if not self.config.slow:
+            return self.nodes[name]
+        return {**self.nodes[name], 'file': {
+            'driver': 'throttle', 'node-name': name + '-file',
+            'throttle-group': 'slow', 'discard': 'unmap', 'file': {
+                **self.nodes[name]['file'], 'node-name': name + '-slow'}}}
+
+    def del_image(self, path: str) -> None:
+        """Removes an image that no node has open."""
+        os.unlink(path)
+        if self.config.data_file:
+            os.unlink(path + '.data')
 
     def add_node(self, kind: str, form: str, **more) -> str:
         """Adds a node with an empty image; returns its name."""
@@ -459,7 +557,7 @@ class Machine:
         delete('blockdev-del', node_name=name)
         del self.nodes[name]
         if not keep:
-            os.unlink(path)
+            self.del_image(path)
         return path
 
     def free_nodes(self) -> None:
@@ -514,7 +612,7 @@ class Machine:
         """Bit for bit; both files are removed."""
         self.img('compare', *options, '-f', 'raw', '-F', form, copy, image)
         os.unlink(copy)
-        os.unlink(image)
+        self.del_image(image)
 
     def plane(self) -> dict:
         """What the plane says of itself."""

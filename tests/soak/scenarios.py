@@ -23,17 +23,23 @@ class Scenario:
     forms: the image formats with which it can be done
     throttled: on a throttle filter; None: there or elsewhere
     remote: it needs another host
+    slow: it needs a machine with slow metadata, where it is the only kind
+    plane: QEMU's own path cannot do it
     """
     name: str
     run: Callable[[Machine], None]
     forms: Tuple[str, ...] = ('qcow2', 'raw')
     throttled: Optional[bool] = None
     remote: bool = False
+    slow: bool = False
+    plane: bool = False
 
     def fits(self, vm: Machine) -> bool:
         """Can it be done on this machine?"""
         return vm.config.form in self.forms \
             and self.throttled in (None, vm.config.throttled) \
+            and self.slow == vm.config.slow \
+            and not (self.plane and vm.tools.stock) \
             and (vm.network is not None or not self.remote)
 
 
