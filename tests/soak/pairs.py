@@ -21,8 +21,8 @@ from typing import Callable, Dict, Iterator, List
 
 from machine import (BACKEND, DEVICE, DISK_MIB, MIB, HumanMonitor, Machine,
                      Refused, SoakError, wait_until)
-from scenarios import (LIMITS, Scenario, cancel_job, dismiss_job, finish_job,
-                       plug, snapshot, throttle, wait_job)
+from scenarios import (LIMITS, Scenario, cancel_job, finish_job, plug,
+                       snapshot, throttle, wait_job)
 
 Step = Callable[['Stage'], Iterator[None]]
 
@@ -279,12 +279,11 @@ def commit_end(stage: Stage) -> Iterator[None]:
     number = stage.send('job-complete', id='held')
     yield
     stage.answers(number)
-    # The top goes when the disk does not stand on it any more.
-    wait_job(stage.vm, 'held', 'concluded')
-    top, stage.vm.top = stage.vm.top, base
+    concluded(stage)
+    # No disk can be plugged on a backing file.
+    stage.vm.del_node(stage.vm.top)
+    stage.vm.top = base
     yield
-    dismiss_job(stage.vm, 'held')
-    stage.vm.del_node(top)
     throttle(stage.vm)
 
 
@@ -325,10 +324,9 @@ def mirror_end(stage: Stage) -> Iterator[None]:
     number = stage.send('job-complete', id='held')
     yield
     stage.answers(number)
-    wait_job(vm, 'held', 'concluded')
+    concluded(stage)
     top, vm.top = vm.top, target
     yield
-    dismiss_job(vm, 'held')
     vm.del_node(top)
 
 
@@ -519,11 +517,16 @@ MOVERS = (
 
 #: when a mover begins, in parts of the time that its holder takes alone
 MOMENTS = (0, 0.5, 0.9)
-#: that the holder goes on as slowly as before, sometimes, when it has moved
-SECONDS = 0.3
+#: seconds for which a holder may go on as slowly after that
+MORE = 0.3
 #: requests per second: to metadata, and to images with the guest's data
 SLOW = (20, 50, 150)
-SLOW_ALL = (30, 100, 300)
+SLOW_ALL = (100, 300, 1000)
+
+
+def nothing() -> Iterator[None]:
+    """A mover that does not."""
+    yield
 
 
 def hold(stage: Stage, holder: Part, move: Callable[[], Iterator[None]],
@@ -541,8 +544,8 @@ def hold(stage: Stage, holder: Part, move: Callable[[], Iterator[None]],
     time.sleep(moment)
     moved = move()
     next(moved)
-    if moment:
-        time.sleep(stage.vm.chance.choice((0, SECONDS)))
+    if move is not nothing:
+        time.sleep(stage.vm.chance.choice((0, MORE)))
         stage.slow(False)
     next(held)
     length = time.monotonic() - begin
@@ -552,11 +555,6 @@ def hold(stage: Stage, holder: Part, move: Callable[[], Iterator[None]],
             raise SoakError(f'{holder.name} does not end where it should')
     stage.vm.progress(50)
     return length
-
-
-def nothing() -> Iterator[None]:
-    """A mover that does not."""
-    yield
 
 
 def overlap(stage: Stage, holder: Part, mover: Part) -> None:

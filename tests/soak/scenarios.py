@@ -13,7 +13,7 @@ import time
 from dataclasses import dataclass
 from typing import Callable, Optional, Tuple
 
-from machine import (BACKEND, DEVICE, DISK_MIB, MIB, Machine, Refused,
+from machine import (BACKEND, DEVICE, DISK_MIB, MIB, Hang, Machine, Refused,
                      SoakError, wait_until)
 
 
@@ -132,14 +132,20 @@ def driver_away(vm: Machine) -> None:
 def plug(vm: Machine) -> None:
     """The disk comes back and works."""
     # DEVICE_DELETED comes before RCU lets the last device's backend go.
+    why = ''
     def added() -> bool:
+        nonlocal why
         try:
             vm.cmd('device_add', vm.device())
-        except Refused:
+        except Refused as error:
+            why = str(error)
             return False
         return True
     vm.plugs += 1
-    wait_until('the node to be free again', added)
+    try:
+        wait_until('the node to be free again', added)
+    except Hang as error:
+        raise Hang(f'{error}: {why}') from None
     vm.plugs += 1
     vm.driver.cmd('start')
     vm.resume(50)
