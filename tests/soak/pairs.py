@@ -15,14 +15,15 @@ of the holder has ended. What scenarios.py says of scenarios is true here, too.
 """
 
 import json
+import threading
 import time
 from dataclasses import dataclass, field
 from typing import Callable, Dict, Iterator, List
 
 from machine import (BACKEND, DEVICE, DISK_MIB, MIB, HumanMonitor, Machine,
                      Refused, SoakError, wait_until)
-from scenarios import (LIMITS, Scenario, cancel_job, finish_job, plug,
-                       snapshot, throttle, wait_job)
+from scenarios import (LIMITS, Scenario, cancel_job, finish_job, job_state,
+                       plug, snapshot, wait_job)
 
 Step = Callable[['Stage'], Iterator[None]]
 
@@ -218,9 +219,23 @@ def start(stage: Stage, name: str, **more) -> int:
                       auto_dismiss=False, **more)
 
 
+#: seconds that a job may take to get ahead of the guest
+GUARD = 1
+
+
 def concluded(stage: Stage) -> None:
     """The job has come to a good end, and is known no more."""
-    finish_job(stage.vm, 'held')
+    vm = stage.vm
+    late = time.monotonic() + GUARD
+    wait_until('the job to end', lambda: time.monotonic() > late
+               or job_state(vm, 'held')['status'] == 'concluded')
+    if job_state(vm, 'held')['status'] == 'concluded':
+        finish_job(vm, 'held')
+        return
+    # The guest is at work, and writes faster than the job copies.
+    vm.driver.cmd('quiesce')
+    finish_job(vm, 'held')
+    vm.driver.cmd('resume')
 
 
 def ready(stage: Stage, name: str, **more) -> None:
@@ -272,8 +287,6 @@ def commit_end(stage: Stage) -> Iterator[None]:
     base = snapshot(stage.vm, 'overlay')
     stage.vm.progress(50)
     ready(stage, 'block-commit')
-    # The guest must write more slowly than the job does.
-    throttle(stage.vm, iops=100)
     stage.vm.driver.cmd('resume')
     yield
     number = stage.send('job-complete', id='held')
@@ -284,7 +297,6 @@ def commit_end(stage: Stage) -> Iterator[None]:
     stage.vm.del_node(stage.vm.top)
     stage.vm.top = base
     yield
-    throttle(stage.vm)
 
 
 def stream(stage: Stage) -> Iterator[None]:
@@ -517,44 +529,54 @@ MOVERS = (
 
 #: when a mover begins, in parts of the time that its holder takes alone
 MOMENTS = (0, 0.5, 0.9)
-#: seconds for which a holder may go on as slowly after that
+#: seconds for which a holder may go on as slowly after that, and for which it
+#: does so at most when it is alone
 MORE = 0.3
+LONGEST = 1
 #: requests per second: to metadata, and to images with the guest's data
 SLOW = (20, 50, 150)
 SLOW_ALL = (100, 300, 1000)
 
 
-def nothing() -> Iterator[None]:
-    """A mover that does not."""
-    yield
-
-
-def hold(stage: Stage, holder: Part, move: Callable[[], Iterator[None]],
-         moment: float) -> float:
-    """
-    A holder, and a mover after so many seconds of it.
-
-    :return: seconds that it was at work
-    """
+def hold(stage: Stage, holder: Part, mover: Part, moment: float) -> None:
+    """A holder, and a mover after so many seconds of it."""
     held = holder.run(stage)
     next(held)
     stage.slow(True)
-    begin = time.monotonic()
     next(held)
     time.sleep(moment)
-    moved = move()
+    moved = mover.run(stage)
     next(moved)
-    if move is not nothing:
-        time.sleep(stage.vm.chance.choice((0, MORE)))
-        stage.slow(False)
+    time.sleep(stage.vm.chance.choice((0, MORE)))
+    stage.slow(False)
+    next(held)
+    end(moved)
+    end(held)
+    stage.vm.progress(50)
+
+
+def measure(stage: Stage, holder: Part) -> float:
+    """Seconds that a holder takes alone."""
+    held = holder.run(stage)
+    next(held)
+    stage.slow(True)
+    timer = threading.Timer(LONGEST, stage.slow, (False,))
+    timer.start()
+    begin = time.monotonic()
+    next(held)
     next(held)
     length = time.monotonic() - begin
+    timer.cancel()
+    timer.join()
     stage.slow(False)
-    for left in (moved, held):
-        for _ in left:
-            raise SoakError(f'{holder.name} does not end where it should')
-    stage.vm.progress(50)
+    end(held)
     return length
+
+
+def end(steps: Iterator[None]) -> None:
+    """The last step."""
+    for _ in steps:
+        raise SoakError('a holder or mover does not end where it should')
 
 
 def overlap(stage: Stage, holder: Part, mover: Part) -> None:
@@ -566,10 +588,9 @@ def overlap(stage: Stage, holder: Part, mover: Part) -> None:
     vm = stage.vm
     vm.clock(True)
     if holder.name not in stage.lengths:
-        stage.lengths[holder.name] = hold(stage, holder, nothing, 0)
+        stage.lengths[holder.name] = measure(stage, holder)
     for moment in vm.chance.sample(MOMENTS, len(MOMENTS)):
-        hold(stage, holder, lambda: mover.run(stage),
-             moment * stage.lengths[holder.name])
+        hold(stage, holder, mover, moment * stage.lengths[holder.name])
     vm.clock(False)
 
 
