@@ -244,6 +244,20 @@ def reopen(vm: Machine) -> None:
         vm.progress(50)
 
 
+def filters_above(vm: Machine) -> None:
+    """covers: E11: filters are opened above a node in use, and go again"""
+    vm.cmd('object-add', qom_type='throttle-group', id='above')
+    for _ in range(10):
+        for node in (vm.top, vm.root()):
+            for more in ({'driver': 'throttle', 'throttle-group': 'above'},
+                         {'driver': 'copy-on-read'}):
+                vm.cmd('blockdev-add', {**more, 'node-name': 'above',
+                                        'file': node})
+                vm.progress(20)
+                vm.cmd('blockdev-del', node_name='above')
+    vm.cmd('object-del', id='above')
+
+
 # ---- throttle and drain
 
 LIMITS = ('bps', 'bps_rd', 'bps_wr', 'iops', 'iops_rd', 'iops_wr')
@@ -647,6 +661,19 @@ def internal_snapshot(vm: Machine) -> None:
         vm.progress(50)
 
 
+def snapshot_undone(vm: Machine) -> None:
+    """covers: E12: a snapshot is undone as another one cannot be made"""
+    overlay = vm.add_node('undone', 'qcow2', backing=None)
+    for _ in range(20):
+        expect_refusal(vm, 'not-there', 'transaction', actions=[
+            {'type': 'blockdev-snapshot',
+             'data': {'node': vm.top, 'overlay': overlay}},
+            {'type': 'blockdev-snapshot',
+             'data': {'node': 'not-there', 'overlay': 'nor-this'}}])
+        vm.progress(50)
+    vm.del_node(overlay)
+
+
 # ---- bitmaps
 
 def bitmap_count(vm: Machine, name: str) -> int:
@@ -732,6 +759,7 @@ SCENARIOS = (
     Scenario('resize', resize),
     Scenario('change-medium', change_medium),
     Scenario('reopen', reopen),
+    Scenario('filters-above', filters_above),
     Scenario('throttle-changes', throttle_changes),
     Scenario('throttle-toggle', throttle_toggle),
     Scenario('throttle-group', throttle_group, throttled=True),
@@ -749,6 +777,7 @@ SCENARIOS = (
     Scenario('commit-below', commit_below, throttled=False),
     Scenario('stream', stream),
     Scenario('snapshot-kept', snapshot_kept),
+    Scenario('snapshot-undone', snapshot_undone),
     Scenario('internal-snapshot', internal_snapshot, ('qcow2',)),
     Scenario('bitmaps', bitmaps),
     Scenario('export', export),
