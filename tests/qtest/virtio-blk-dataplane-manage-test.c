@@ -549,6 +549,35 @@ static void test_job_across_reset(const void *opaque)
     guest_finish(g);
 }
 
+/*
+ * covers: E10, E21, M8: a mirror ends while the driver resets the disk, at
+ * whatever moment: what it still has to do in the main loop comes before the
+ * nodes move, or not at all
+ */
+static void test_mirror_ends_in_reset(const void *opaque)
+{
+    Guest *g = guest_qcow2(opaque);
+
+    add_other(g);
+    for (unsigned i = 0; i < 40; i++) {
+        dp_qmp_ok(g->vm, g->load, "{'execute': 'blockdev-mirror',"
+                  " 'arguments': {"
+                  " 'job-id': 'j', 'device': 'n0', 'target': 'other',"
+                  " 'sync': 'none', 'auto-dismiss': false}}");
+        wait_job(g, "j", "ready");
+        dp_load_send(g->load);
+        dp_qmp_ok(g->vm, NULL, "{'execute': 'block-job-cancel',"
+                  " 'arguments': {'device': 'j', 'force': %i}}", i % 2);
+        dp_disk_reset(g->disk);
+        dp_load_reset(g->load);
+        dp_disk_start(g->disk, DP_F_ALL);
+        wait_job(g, "j", "concluded");
+        dp_qmp_ok(g->vm, g->load, "{'execute': 'job-dismiss',"
+                  " 'arguments': {'id': 'j'}}");
+    }
+    guest_finish(g);
+}
+
 static void test_skip(void)
 {
     g_test_skip("needs qemu-img, named by QTEST_QEMU_IMG");
@@ -581,5 +610,7 @@ int main(int argc, char **argv)
         return g_test_run();
     }
     dp_add_table("manage", tests, ARRAY_SIZE(tests), true);
+    dp_add_modes("/virtio-blk-dataplane/manage/mirror-ends-in-reset",
+                 test_mirror_ends_in_reset, false, DP_ANY_RING);
     return g_test_run();
 }
