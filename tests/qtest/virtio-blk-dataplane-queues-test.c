@@ -886,6 +886,87 @@ static void test_bad_mappings(void)
     dp_vm_quit(vm);
 }
 
+/* --- IOThreads that go before the disk ------------------------------- */
+
+static const Layout named[] = {
+    { "mapping", 4, ROUND_ROBIN, "01" },
+    { "mapping-off", 4, "'x-data-plane': 'off', " ROUND_ROBIN, "01" },
+    { "property", 2, "'iothread': 'io1'", "1" },
+    { "property-off", 2, "'x-data-plane': 'off', 'iothread': 'io1'", "1" },
+};
+
+static unsigned count_threads(DpVm *vm)
+{
+    g_autofree char *path = g_strdup_printf("/proc/%d/task",
+                                            (int)qtest_pid(vm->qts));
+    GDir *dir = g_dir_open(path, 0, NULL);
+    unsigned n = 0;
+
+    g_assert_nonnull(dir);
+    while (g_dir_read_name(dir)) {
+        n++;
+    }
+    g_dir_close(dir);
+    return n;
+}
+
+static void object_del(DpVm *vm, const char *id)
+{
+    dp_qmp_ok(vm, NULL, "{'execute': 'object-del', 'arguments': {'id': %s}}",
+              id);
+}
+
+static void object_add(DpVm *vm, const char *id)
+{
+    dp_qmp_ok(vm, NULL, "{'execute': 'object-add', 'arguments': {"
+              " 'qom-type': 'iothread', 'id': %s}}", id);
+}
+
+/* The device's threads are no longer listed; are they gone with the device? */
+static void unplug_unnamed(DpVm *vm, DpDisk *disk, unsigned threads)
+{
+    gint64 deadline = dp_deadline();
+
+    dp_disk_free(disk);
+    unplug(vm);
+    while (count_threads(vm) != threads) {
+        dp_check_deadline(deadline, "an IOThread to go");
+    }
+}
+
+/*
+ * covers: E14, M6: a disk keeps its IOThreads when their names are given up, or
+ * given to others, and lets go of them, and of no others, when it is unplugged
+ */
+static void test_renamed(const void *opaque)
+{
+    const Layout *layout = opaque;
+    DpVm *vm = dp_vm_start("-blockdev null-co,node-name=n0,size=%d,"
+                           "read-zeroes=on", IMAGE_SIZE);
+    unsigned threads = count_threads(vm);
+
+    for (unsigned i = 0; i < 2; i++) {
+        DpDisk *disk;
+
+        device_add(vm, layout);
+        disk = disk_new(vm, layout);
+        object_del(vm, "io1");
+        if (i) {
+            object_add(vm, "io1");
+        }
+        for (unsigned j = 0; j < layout->num; j++) {
+            run_flush(dp_disk_queue(disk, j));
+        }
+        unplug_unnamed(vm, disk, threads - !i);
+        if (i) {
+            object_del(vm, "io1");
+        }
+        object_add(vm, "io1");
+        g_assert_cmpuint(count_threads(vm), ==, threads);
+    }
+    dp_vm_quit(vm);
+}
+
 /* --- */
 
 static const struct {
@@ -923,6 +1004,13 @@ int main(int argc, char **argv)
     g_test_init(&argc, &argv, NULL);
     for (unsigned i = 0; i < ARRAY_SIZE(layouts); i++) {
         add_tests(&layouts[i]);
+    }
+    for (unsigned i = 0; i < ARRAY_SIZE(named); i++) {
+        g_autofree char *path =
+            g_strdup_printf("/virtio-blk-dataplane/queues/renamed/%s",
+                            named[i].name);
+
+        qtest_add_data_func(path, &named[i], test_renamed);
     }
     qtest_add_func("/virtio-blk-dataplane/queues/bad-mappings",
                    test_bad_mappings);
