@@ -34,7 +34,7 @@
 
 /* --- statistics ------------------------------------------------------ */
 
-enum { RD, WR, FLUSH, KINDS };
+enum { RD, WR, FLUSH, UNMAP, KINDS };
 
 typedef struct KindStats {
     int64_t ops;
@@ -66,6 +66,11 @@ static QDict *find_stats(QDict *rsp)
     g_assert_not_reached();
 }
 
+static bool has_histogram(unsigned kind)
+{
+    return kind != UNMAP;
+}
+
 /* Member @fmt of a kind, 0 if there is no such thing (bytes of flush) */
 static int64_t get_stat(QDict *stats, const char *fmt, const char *kind)
 {
@@ -94,7 +99,7 @@ static void read_histogram(QDict *stats, const char *kind, KindStats *s)
 
 static void read_stats(DpVm *vm, Stats *s)
 {
-    static const char *const kinds[KINDS] = { "rd", "wr", "flush" };
+    static const char *const kinds[KINDS] = { "rd", "wr", "flush", "unmap" };
     QDict *rsp = qtest_qmp(vm->qts, "{'execute': 'query-blockstats'}");
     QDict *stats = find_stats(rsp);
 
@@ -124,7 +129,8 @@ static void assert_stats(const Stats *got, const Stats *want)
         g_assert_cmpint(g->invalid, ==, w->invalid);
         g_assert_cmpint(g->merged, ==, w->merged);
         g_assert_cmpint(g->time_ns, ==, LATENCY_NS * (w->ops + w->failed));
-        g_assert_cmpint(g->bins, ==, w->ops + w->failed);
+        g_assert_cmpint(g->bins, ==,
+                        has_histogram(i) ? w->ops + w->failed : 0);
         g_assert_cmpint(g->bin, ==, g->bins);
     }
 }
@@ -183,7 +189,7 @@ static const Op op_read = { VIRTIO_BLK_T_IN, RD, OK };
 static const Op op_write = { VIRTIO_BLK_T_OUT, WR, OK };
 static const Op op_flush = { VIRTIO_BLK_T_FLUSH, FLUSH, OK };
 static const Op op_zeroes = { VIRTIO_BLK_T_WRITE_ZEROES, WR, OK };
-static const Op op_discard = { VIRTIO_BLK_T_DISCARD, KINDS, OK };
+static const Op op_discard = { VIRTIO_BLK_T_DISCARD, UNMAP, OK };
 static const Op op_id = { VIRTIO_BLK_T_GET_ID, KINDS, OK };
 static const Op op_unknown = { 99, KINDS, UNSUPP };
 static const Op op_read_fails = { VIRTIO_BLK_T_IN, RD, IOERR, true };
@@ -191,10 +197,14 @@ static const Op op_write_fails = { VIRTIO_BLK_T_OUT, WR, IOERR, true };
 static const Op op_zeroes_fails = {
     VIRTIO_BLK_T_WRITE_ZEROES, WR, IOERR, true
 };
+static const Op op_discard_fails = {
+    VIRTIO_BLK_T_DISCARD, UNMAP, IOERR, true
+};
 static const Op op_flush_fails = { VIRTIO_BLK_T_FLUSH, FLUSH, IOERR, true };
 static const Op op_read_invalid = { VIRTIO_BLK_T_IN, RD, IOERR };
 static const Op op_write_invalid = { VIRTIO_BLK_T_OUT, WR, IOERR };
 static const Op op_zeroes_invalid = { VIRTIO_BLK_T_WRITE_ZEROES, WR, IOERR };
+static const Op op_discard_invalid = { VIRTIO_BLK_T_DISCARD, UNMAP, IOERR };
 
 static bool has_segment(const Op *op)
 {
@@ -339,11 +349,12 @@ static DpVm *vm_stats(const DpMode *mode, const char *rules,
     sector "}"
 #define AT_SECTOR ", \"sector\": " stringify(FAIL_SECTOR)
 #define FAIL_ALL FAIL("read", AT_SECTOR) ", " FAIL("write", AT_SECTOR) ", " \
-                 FAIL("write-zeroes", AT_SECTOR)
+                 FAIL("write-zeroes", AT_SECTOR) ", " \
+                 FAIL("discard", AT_SECTOR)
 
 typedef struct BatchCase {
     const char *name;
-    const Op *ops[8];
+    const Op *ops[9];
 } BatchCase;
 
 static const BatchCase batch_cases[] = {
@@ -351,17 +362,20 @@ static const BatchCase batch_cases[] = {
     { "writes", { &op_write } },
     { "flushes", { &op_flush } },
     { "write zeroes", { &op_zeroes } },
-    { "mixed", { &op_read, &op_write, &op_flush, &op_zeroes } },
-    { "others", { &op_read, &op_discard, &op_id, &op_unknown } },
+    { "discards", { &op_discard } },
+    { "mixed", { &op_read, &op_write, &op_flush, &op_zeroes, &op_discard } },
+    { "others", { &op_read, &op_id, &op_unknown } },
     { "failing reads", { &op_read_fails } },
     { "failing writes", { &op_write_fails } },
     { "some fail", { &op_read, &op_read_fails, &op_write, &op_write_fails,
-                     &op_zeroes_fails, &op_flush } },
+                     &op_zeroes_fails, &op_discard_fails, &op_flush } },
     { "last one fails", { &op_read, &op_read, &op_read, &op_read, &op_read,
                           &op_read, &op_read_fails } },
     { "invalid", { &op_read_invalid } },
+    { "invalid discards", { &op_discard_invalid } },
     { "some invalid", { &op_read, &op_read_invalid, &op_write,
-                        &op_write_invalid, &op_zeroes_invalid } },
+                        &op_write_invalid, &op_zeroes_invalid,
+                        &op_discard_invalid } },
 };
 
 static void run_batch(DpDisk *disk, const DpMode *mode, const BatchCase *c,
@@ -392,7 +406,7 @@ static void run_batches(const DpMode *mode, const char *backend)
     dp_vm_quit(vm);
 }
 
-/* covers: M4: each request is counted, once, in batches of any size */
+/* covers: M4, E16: each request is counted, once, in batches of any size */
 static void test_batches(const void *opaque)
 {
     run_batches(opaque, "");
