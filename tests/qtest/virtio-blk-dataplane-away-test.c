@@ -2,8 +2,8 @@
  * Times in which a disk may not work, and what comes in them
  *
  * Somebody else's drained section, bus mastering that is off, a ring whose
- * memory is away.  Kicks, completions and resets come meanwhile: nothing may get
- * lost afterwards, or happen that nobody waits for any more.
+ * memory is away.  Kicks, completions and resets come meanwhile: nothing may
+ * get lost afterwards, or happen that nobody waits for any more.
  *
  * Copyright (c) 2026 the virtio-blk data plane authors
  *
@@ -74,7 +74,7 @@ static void set_bus_master(DpDisk *disk, bool on)
     qpci_config_writew(pdev, PCI_COMMAND, cmd);
 }
 
-/* covers: E7: what completes meanwhile leaves no trace; a kick starts nothing */
+/* covers: E7: what completes leaves no trace, and a kick starts nothing */
 static void complete_without_bus_master(DpDisk *disk, bool plane)
 {
     g_autofree uint8_t *before = g_malloc(disk->ring_size);
@@ -96,7 +96,7 @@ static void complete_without_bus_master(DpDisk *disk, bool plane)
     g_assert_false(dp_status(disk) & VIRTIO_CONFIG_S_NEEDS_RESET);
 }
 
-/* covers: E7: the queue serves new requests, although those in flight are lost */
+/* covers: E7: the queue serves new requests; those in flight are lost */
 static void test_bus_master(const void *opaque)
 {
     const DpMode *mode = opaque;
@@ -273,7 +273,8 @@ static DpReq *kick_in_section(DpDisk *disk)
     gint64 deadline = dp_deadline();
 
     qtest_qmp_send(qts, "{'execute': 'block_resize', 'arguments': {"
-                   " 'node-name': 'n0', 'size': %" PRId64 "}}", (int64_t)4096 * MIB);
+                   " 'node-name': 'n0', 'size': %" PRId64 "}}",
+                   (int64_t)4096 * MIB);
     for (;;) {
         DpReq *req = dp_req(disk, VIRTIO_BLK_T_IN, 0, 4096);
 

@@ -390,8 +390,8 @@ static void cancel_job(Guest *g, const char *id)
 }
 
 /*
- * covers: E3: a disk with share-rw=on may be a backup's target, as on QEMU's own
- * path; a mirror does not share its target with anybody
+ * covers: E3: a disk with share-rw=on may be a backup's target, as on QEMU's
+ * own path; a mirror does not share its target with anybody
  */
 static void test_shared_target(const void *opaque)
 {
@@ -423,7 +423,10 @@ static void test_shared_target(const void *opaque)
     guest_finish(g);
 }
 
-/* covers: E3: a disk is plugged on a node that a job uses */
+/*
+ * covers: E3: a disk is plugged on a node that a job uses.  It writes below the
+ * job's filter, so that the job cannot end in the target, on either path.
+ */
 static void test_plug_on_job(const void *opaque)
 {
     const DpMode *mode = opaque;
@@ -442,7 +445,11 @@ static void test_plug_on_job(const void *opaque)
                     "addr=%d%s", DP_SLOT, mode->props);
     g_assert_cmpstr(out, ==, "");
     g = guest_start(mode, vm);
-    complete_job(g, "j");
+    wait_job(g, "j", "ready");
+    dp_load_run(g->load, 4 * DEPTH);
+    dp_qmp_ok(vm, g->load, "{'execute': 'block-job-cancel',"
+              " 'arguments': {'device': 'j'}}");
+    finish_job(g, "j");
     guest_finish(g);
 }
 

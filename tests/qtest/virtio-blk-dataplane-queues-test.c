@@ -12,6 +12,7 @@
  */
 
 #include "qemu/osdep.h"
+#include <sys/resource.h>
 #include "qapi/error.h"
 #include "qobject/qdict.h"
 #include "qobject/qjson.h"
@@ -967,6 +968,60 @@ static void test_renamed(const void *opaque)
     dp_vm_quit(vm);
 }
 
+/* --- memory ----------------------------------------------------------- */
+
+/* KiB of QEMU's memory that are locked, or 0 if it may not lock any */
+static unsigned long locked_kib(DpVm *vm)
+{
+    g_autofree char *path = g_strdup_printf("/proc/%d/status",
+                                            (int)qtest_pid(vm->qts));
+    g_autofree char *status = NULL;
+    const char *line;
+
+    g_assert_true(g_file_get_contents(path, &status, NULL, NULL));
+    line = strstr(status, "VmLck:");
+    g_assert_nonnull(line);
+    return g_ascii_strtoull(line + strlen("VmLck:"), NULL, 10);
+}
+
+/* What 64 queues of @num entries lock when they are started */
+static unsigned long start_locks_kib(unsigned num)
+{
+    DpVm *vm = dp_vm_start("-overcommit mem-lock=on "
+                           "-blockdev null-co,node-name=n0,size=%d "
+                           "-device virtio-blk-pci,id=d0,drive=n0,addr=%d,"
+                           "iothread=io0,num-queues=64", 64 * MIB, DP_SLOT);
+    DpDisk *disk = dp_disk_probe(vm, "d0", DP_SLOT);
+    unsigned long before = locked_kib(vm), after;
+
+    disk->want_num = num;
+    for (unsigned i = 1; i < 64; i++) {
+        dp_disk_queue(disk, i);
+    }
+    dp_disk_start(disk, DP_F_ALL);
+    assert_serving(vm);
+    after = locked_kib(vm);
+    dp_disk_free(disk);
+    dp_vm_quit(vm);
+    return before && after > before ? after - before : 0;
+}
+
+/* covers: E9: a queue takes memory for as many requests as it has entries */
+static void test_locked_memory(void)
+{
+    struct rlimit limit;
+
+    if (getrlimit(RLIMIT_MEMLOCK, &limit) == 0 && geteuid() != 0 &&
+        limit.rlim_cur != RLIM_INFINITY) {
+        g_test_skip("memory may not be locked without limit");
+        return;
+    }
+    /* 752 bytes for an entry; what else a start takes is less than 4 MiB */
+    g_assert_cmpuint(start_locks_kib(2), <, 4096);
+    g_assert_cmpuint(start_locks_kib(16), <, 4096);
+    g_assert_cmpuint(start_locks_kib(1024), >, 64 * 700);
+}
+
 /* --- */
 
 static const struct {
@@ -1012,6 +1067,8 @@ int main(int argc, char **argv)
 
         qtest_add_data_func(path, &named[i], test_renamed);
     }
+    qtest_add_func("/virtio-blk-dataplane/queues/locked-memory",
+                   test_locked_memory);
     qtest_add_func("/virtio-blk-dataplane/queues/bad-mappings",
                    test_bad_mappings);
     return g_test_run();

@@ -51,9 +51,9 @@ int virtio_blk_data_plane_start(VirtIOBlockDataPlane *dp);
 /**
  * virtio_blk_data_plane_stop: the pair of virtio_blk_data_plane_start()
  *
- * When it returns no request is left, in somebody else's drained section neither,
- * except for those that the error policy has parked; the driver has seen all that
- * were completed, and QEMU's VirtQueues are up to date.
+ * When it returns no request is left but those that the error policy parked,
+ * even in somebody else's drained section; the driver has seen all that were
+ * completed, and QEMU's VirtQueues are up to date.
  *
  * Context: BQL held
  */
