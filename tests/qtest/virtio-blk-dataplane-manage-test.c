@@ -471,6 +471,8 @@ static void test_drive_del(const void *opaque)
     dp_load_reset(g->load);
     dp_load_abandon(g->load);
 
+    /* A look at the configuration, as at each start of a driver */
+    g_assert_cmphex(qvirtio_config_readq(g->disk->vdev, 0), ==, 0);
     dp_disk_start(g->disk, DP_F_ALL);
     req = dp_req(g->disk, VIRTIO_BLK_T_GET_ID, 0, 20);
     g_assert_cmpint(dp_run(g->disk, req), ==, VIRTIO_BLK_S_OK);

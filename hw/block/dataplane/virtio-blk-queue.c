@@ -605,9 +605,14 @@ static void memory_changed_bh(void *opaque)
 {
     DataPlaneQueue *q = opaque;
 
-    if (qatomic_load_acquire(&q->active)) {
-        refresh_memory(q);
+    if (!qatomic_load_acquire(&q->active)) {
+        return;
     }
+    if (queue_vdev(q)->broken) {
+        /* It uses no buffers any more (2.1.2), but lets go of memory */
+        q->vring.broken = true;
+    }
+    refresh_memory(q);
 }
 
 void data_plane_queue_init(DataPlaneQueue *q, VirtIOBlockDataPlane *dp,
@@ -662,8 +667,7 @@ bool data_plane_queue_setup(DataPlaneQueue *q, VringMemory *mem, Error **errp)
         vring_teardown(&q->vring, vdev, q->index);
         error_setg(errp, "requests that are parked take more descriptors than "
                    "are in flight");
-        virtio_error(vdev, "virtio-blk: queue %u: %s; the device stops until "
-                     "the guest resets it", q->index, error_get_pretty(*errp));
+        vdev->broken = true;
         return false;
     }
     pool_set_size(q, q->vring.config.num);

@@ -143,8 +143,9 @@ void data_plane_queue_cleanup(DataPlaneQueue *q);
 /**
  * data_plane_queue_setup: take the ring over if the driver enabled the queue
  *
- * Returns: false with @errp set if the ring cannot be served; true if it can,
- *          or if the queue is not enabled
+ * Returns: false with @errp set if the ring cannot be served, and the device
+ *          broken if no device could serve it: the caller reports that with
+ *          virtio_error(); true if it can, or if the queue is not enabled
  *
  * Pair: data_plane_queue_teardown()
  *

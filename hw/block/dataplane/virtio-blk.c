@@ -44,6 +44,7 @@ struct VirtIOBlockDataPlane {
     VirtioBlkDataPlaneState state;
     IOThread *private_iothread;         /* x-data-plane=on, or NULL */
     VringMemory *mem;                   /* while not STOPPED or DISABLED */
+    bool resetting;                     /* a queue, alone */
     uint64_t starts;
     char *reason;                       /* why the plane does not serve */
 
@@ -98,6 +99,21 @@ static void set_reason(VirtIOBlockDataPlane *dp, const char *reason)
 {
     g_free(dp->reason);
     dp->reason = g_strdup(reason);
+}
+
+bool virtio_blk_data_plane_is_busy(VirtIOBlockDataPlane *dp)
+{
+    GLOBAL_STATE_CODE();
+    return dp->state == VIRTIO_BLK_DATA_PLANE_STATE_STARTING ||
+           dp->state == VIRTIO_BLK_DATA_PLANE_STATE_STOPPING || dp->resetting;
+}
+
+/* What was put off meanwhile, see virtio_blk_data_plane_is_busy() */
+static void catch_up(VirtIOBlockDataPlane *dp)
+{
+    if (dp->s->drained_end_bh) {
+        qemu_bh_schedule(dp->s->drained_end_bh);
+    }
 }
 
 bool virtio_blk_data_plane_is_stopped(VirtIOBlockDataPlane *dp)
@@ -288,6 +304,15 @@ void virtio_blk_data_plane_destroy(VirtIOBlock *s)
 
 /* What the queues need the main loop for */
 
+/* Tells user and driver; no queue takes buffers any more. */
+static void report_broken(VirtIOBlockDataPlane *dp, unsigned queue,
+                          const char *what)
+{
+    virtio_error(VIRTIO_DEVICE(dp->s), "virtio-blk %s: queue %u: %s; the "
+                 "device stops until the guest resets it", device_name(dp),
+                 queue, what);
+}
+
 /*
  * Breaks the device: all of its queues stop, and then the driver is told.
  * The main loop runs meanwhile.
@@ -299,8 +324,7 @@ static void fail_device(VirtIOBlockDataPlane *dp, DataPlaneQueue *q,
 
     vdev->broken = true;
     VIRTIO_DEVICE_GET_CLASS(vdev)->wait_broken(vdev);
-    virtio_error(vdev, "virtio-blk %s: queue %u: %s; the device stops until "
-                 "the guest resets it", device_name(dp), q->index, what);
+    report_broken(dp, q->index, what);
 }
 
 /*
@@ -348,6 +372,8 @@ static void setup_late_queues(VirtIOBlockDataPlane *dp)
             error_prepend(&err, "enabled late: ");
             fail_device(dp, q, error_get_pretty(err));
             error_free(err);
+            /* The main loop has run. */
+            return;
         } else if (q->active) {
             trace_virtio_blk_data_plane_queue_late(dp->s, i);
             event_notifier_set(&q->host_notifier);
@@ -401,8 +427,13 @@ static void memory_changed(void *opaque)
 
 static bool setup_queues(VirtIOBlockDataPlane *dp, Error **errp)
 {
+    ERRP_GUARD();
+
     for (unsigned i = 0; i < dp->num_queues; i++) {
         if (!data_plane_queue_setup(&dp->queues[i], dp->mem, errp)) {
+            if (VIRTIO_DEVICE(dp->s)->broken) {
+                report_broken(dp, i, error_get_pretty(*errp));
+            }
             return false;
         }
     }
@@ -539,6 +570,8 @@ int virtio_blk_data_plane_start(VirtIOBlockDataPlane *dp)
     }
     set_state(dp, VIRTIO_BLK_DATA_PLANE_STATE_STARTING);
     set_reason(dp, NULL);
+    /* QEMU's own path may have restarted parked requests. */
+    blk_drain(s->blk);
     dp->mem = vring_memory_new(VIRTIO_DEVICE(s)->dma_as, memory_changed, dp);
 
     if (!setup_queues(dp, &err)) {
@@ -546,17 +579,19 @@ int virtio_blk_data_plane_start(VirtIOBlockDataPlane *dp)
         teardown_queues(dp);
         set_state(dp, VIRTIO_BLK_DATA_PLANE_STATE_STOPPED);
         set_reason(dp, error_get_pretty(err));
-        error_free(err);
+        catch_up(dp);
         /*
          * Without rings there is nothing to serve.  Besides, QEMU's own path
          * would poll them where they are, and if that is MMIO the IOThread
          * wants the BQL while a stop waits for the IOThread with the BQL held.
          */
+        error_free(err);
         return VIRTIO_DEVICE(s)->broken ? 0 : -ENOTSUP;
     }
     ret = set_notifiers(dp);
     if (ret < 0) {
         disable(dp, ret);
+        catch_up(dp);
         return 0;
     }
 
@@ -576,6 +611,7 @@ int virtio_blk_data_plane_start(VirtIOBlockDataPlane *dp)
     if (!blk_in_drain(s->blk)) {
         attach_queues(dp);
     }
+    catch_up(dp);
     return 0;
 }
 
@@ -614,6 +650,7 @@ void virtio_blk_data_plane_stop(VirtIOBlockDataPlane *dp)
     set_guest_notifiers(dp, false);
 
     set_state(dp, VIRTIO_BLK_DATA_PLANE_STATE_STOPPED);
+    catch_up(dp);
     trace_virtio_blk_data_plane_stop(s);
 }
 
@@ -672,6 +709,7 @@ void virtio_blk_data_plane_queue_reset(VirtIOBlockDataPlane *dp, unsigned n)
     if (dp->state == VIRTIO_BLK_DATA_PLANE_STATE_STARTED) {
         AioContext *ctx = q->ctx;
 
+        dp->resetting = true;
         data_plane_queue_quiesce(q);
         blk_drain(dp->s->blk);
         data_plane_queue_flush(q);
@@ -680,10 +718,12 @@ void virtio_blk_data_plane_queue_reset(VirtIOBlockDataPlane *dp, unsigned n)
         if (!blk_in_drain(dp->s->blk)) {
             data_plane_queue_attach(q);
         }
+        dp->resetting = false;
     } else {
         blk_drain(dp->s->blk);
     }
     data_plane_queue_drop_parked(q);
+    catch_up(dp);
 }
 
 void virtio_blk_data_plane_drained_begin(VirtIOBlockDataPlane *dp)

@@ -67,6 +67,16 @@ void virtio_blk_data_plane_stop(VirtIOBlockDataPlane *dp);
 bool virtio_blk_data_plane_is_stopped(VirtIOBlockDataPlane *dp);
 
 /**
+ * virtio_blk_data_plane_is_busy: is a start, stop or reset of a queue under way?
+ *
+ * The main loop may run meanwhile.  Parked requests are not to be restarted
+ * then; VirtIOBlock.drained_end_bh is scheduled when it is over.
+ *
+ * Context: BQL held
+ */
+bool virtio_blk_data_plane_is_busy(VirtIOBlockDataPlane *dp);
+
+/**
  * virtio_blk_data_plane_handle_output: a kick reached QEMU's own path
  *
  * Returns: false if the kick is for QEMU's own path

@@ -136,18 +136,14 @@ bool vring_setup(Vring *vring, VirtIODevice *vdev, int n, VringMemory *mem,
     if (!vring_open(vring, &config, mem, errp)) {
         /* No device can work with such a ring (ROBS-22). */
         if (vring->lost) {
-            virtio_error(vdev, "%s: queue %d: the virtqueue's rings are not "
-                         "in RAM; the device stops until the guest resets it",
-                         vdev->name, n);
+            vdev->broken = true;
         }
         return false;
     }
     virtio_queue_get_ring_state(virtio_get_queue(vdev, n), &state);
     if (!vring_state_fits(vring, &state)) {
         error_setg(errp, "the size of the virtqueue was changed in use");
-        virtio_error(vdev, "%s: queue %d: %s; the device stops until the "
-                     "guest resets it", vdev->name, n,
-                     error_get_pretty(*errp));
+        vdev->broken = true;
         vring_close(vring);
         return false;
     }

@@ -195,7 +195,8 @@ void vring_close(Vring *vring);
  *
  * Returns: false with @errp set if this kind of queue cannot be served; the
  *          VirtQueue is unchanged then.  If not even QEMU's own path could
- *          serve it, because its rings are not in RAM, the device is broken.
+ *          serve it, because its rings are not in RAM or its size was changed
+ *          in use, the device is broken; the caller calls virtio_error().
  *
  * Pair: vring_teardown()
  *
