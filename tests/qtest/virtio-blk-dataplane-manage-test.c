@@ -443,6 +443,11 @@ static void test_plug_on_job(const void *opaque)
               " 'sync': 'full', 'auto-dismiss': false}}");
     out = qtest_hmp(vm->qts, "device_add virtio-blk-pci,id=d0,drive=n0,"
                     "addr=%d%s", DP_SLOT, mode->props);
+    if (strstr(out, "does not support hotplugging")) {
+        g_test_skip("the machine's PCI bus takes no device while it runs");
+        dp_vm_quit(vm);
+        return;
+    }
     g_assert_cmpstr(out, ==, "");
     g = guest_start(mode, vm);
     wait_job(g, "j", "ready");
