@@ -67,7 +67,7 @@ void virtio_blk_data_plane_stop(VirtIOBlockDataPlane *dp);
 bool virtio_blk_data_plane_is_stopped(VirtIOBlockDataPlane *dp);
 
 /**
- * virtio_blk_data_plane_is_busy: is a start, stop or reset of a queue under way?
+ * virtio_blk_data_plane_is_busy: does it start, stop or reset a queue?
  *
  * The main loop may run meanwhile.  Parked requests are not to be restarted
  * then; VirtIOBlock.drained_end_bh is scheduled when it is over.
