@@ -12,7 +12,6 @@
 
 #include "qemu/osdep.h"
 #include "qemu/timer.h"
-#include "hw/pci/pci_regs.h"
 #include "qobject/qdict.h"
 #include "virtio-blk-dataplane-common.h"
 #include "virtio-blk-dataplane-regs.h"
@@ -65,15 +64,6 @@ static void end(DpDisk *disk)
 
 /* --- bus mastering --------------------------------------------------- */
 
-static void set_bus_master(DpDisk *disk, bool on)
-{
-    QPCIDevice *pdev = disk->pci->pdev;
-    uint16_t cmd = qpci_config_readw(pdev, PCI_COMMAND);
-
-    cmd = on ? cmd | PCI_COMMAND_MASTER : cmd & ~PCI_COMMAND_MASTER;
-    qpci_config_writew(pdev, PCI_COMMAND, cmd);
-}
-
 /* covers: E7: what completes leaves no trace, and a kick starts nothing */
 static void complete_without_bus_master(DpDisk *disk, bool plane)
 {
@@ -82,7 +72,7 @@ static void complete_without_bus_master(DpDisk *disk, bool plane)
     QTestState *qts = disk->vm->qts;
 
     qtest_memread(qts, disk->ring, before, disk->ring_size);
-    set_bus_master(disk, false);
+    dp_set_bus_master(disk, false);
     dp_release(disk);
     for (unsigned i = 0; i < 2; i++) {
         assert_stopped(disk->vm);
@@ -109,7 +99,7 @@ static void test_bus_master(const void *opaque)
     }
     send_held(disk, req, mode->plane);
     complete_without_bus_master(disk, mode->plane);
-    set_bus_master(disk, true);
+    dp_set_bus_master(disk, true);
     /* In order, a driver waits for the lost ones: it has to reset */
     for (unsigned i = 0; i < 3 && !mode->in_order; i++) {
         DpReq *next = dp_req(disk, VIRTIO_BLK_T_IN, 8 * i, 4096);
@@ -139,10 +129,10 @@ static void test_shrunk_queue(const void *opaque)
 
     dp_load_run(load, 40);
     dp_load_finish(load);
-    set_bus_master(disk, false);
+    dp_set_bus_master(disk, false);
     dp_reg_writew(disk, DP_CFG(queue_select), 0);
     dp_reg_writew(disk, DP_CFG(queue_size), 2);
-    set_bus_master(disk, true);
+    dp_set_bus_master(disk, true);
     dp_kick_always(disk);
     end(disk);
 }

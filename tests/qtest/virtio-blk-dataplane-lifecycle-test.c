@@ -13,11 +13,11 @@
 
 #include "qemu/osdep.h"
 #include <sys/resource.h>
-#include "hw/pci/pci_regs.h"
 #include "qapi/error.h"
 #include "qobject/qdict.h"
 #include "qobject/qjson.h"
 #include "virtio-blk-dataplane-common.h"
+#include "virtio-blk-dataplane-regs.h"
 
 #define MIB (1024 * 1024)
 #define IMAGE_SIZE (8 * MIB)
@@ -500,15 +500,6 @@ static void test_unused_queues(const void *opaque)
 
 /* --- driver unbind --------------------------------------------------- */
 
-static void set_bus_master(DpDisk *disk, bool on)
-{
-    QPCIDevice *pdev = disk->pci->pdev;
-    uint16_t cmd = qpci_config_readw(pdev, PCI_COMMAND);
-
-    cmd = on ? cmd | PCI_COMMAND_MASTER : cmd & ~PCI_COMMAND_MASTER;
-    qpci_config_writew(pdev, PCI_COMMAND, cmd);
-}
-
 /* covers: STAT-10, STAT-12: unbind is a reset, then no bus mastering */
 static void test_unbind(const void *opaque)
 {
@@ -522,10 +513,10 @@ static void test_unbind(const void *opaque)
         dp_load_run(load, DEPTH);
         dp_load_send(load);
         dp_disk_reset(disk);
-        set_bus_master(disk, false);
+        dp_set_bus_master(disk, false);
         assert_state(vm, "stopped", false);
         dp_load_reset(load);
-        set_bus_master(disk, true);
+        dp_set_bus_master(disk, true);
         dp_disk_start(disk, DP_F_ALL);
         dp_assert_mode(vm, mode);
         dp_load_run(load, DEPTH);
@@ -547,8 +538,8 @@ static void test_bus_master_off(const void *opaque)
 
         dp_load_run(load, DEPTH);
         dp_load_send(load);
-        set_bus_master(disk, false);
-        set_bus_master(disk, true);
+        dp_set_bus_master(disk, false);
+        dp_set_bus_master(disk, true);
         dp_disk_reset(disk);
         dp_load_reset(load);
         dp_disk_start(disk, DP_F_ALL);

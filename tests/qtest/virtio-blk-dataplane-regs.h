@@ -13,6 +13,7 @@
 #ifndef TESTS_QTEST_VIRTIO_BLK_DATAPLANE_REGS_H
 #define TESTS_QTEST_VIRTIO_BLK_DATAPLANE_REGS_H
 
+#include "hw/pci/pci_regs.h"
 #include "virtio-blk-dataplane-common.h"
 
 /* Offset of a field of the common configuration structure */
@@ -106,6 +107,16 @@ static inline bool dp_negotiate(DpDisk *disk, uint64_t features)
     dp_accept(disk, features);
     dp_set_status(disk, DP_S_FEATURES);
     return dp_status(disk) == DP_S_FEATURES;
+}
+
+/* May the device access memory? */
+static inline void dp_set_bus_master(DpDisk *disk, bool on)
+{
+    QPCIDevice *pdev = disk->pci->pdev;
+    uint16_t cmd = qpci_config_readw(pdev, PCI_COMMAND);
+
+    cmd = on ? cmd | PCI_COMMAND_MASTER : cmd & ~PCI_COMMAND_MASTER;
+    qpci_config_writew(pdev, PCI_COMMAND, cmd);
 }
 
 #endif /* TESTS_QTEST_VIRTIO_BLK_DATAPLANE_REGS_H */
