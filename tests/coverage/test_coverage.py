@@ -188,6 +188,35 @@ class Problems(unittest.TestCase):
                 coverage.Requirements(LIST + line + '\n')
 
 
+class Page(unittest.TestCase):
+    """What stands in the page of what no test covers."""
+
+    def test_reasons(self):
+        text = coverage.page(coverage.Requirements(LIST), {})
+        self.assertIn('A: Things\n---------\n\n'
+                      '* A-1, A-2: nobody has the time\n* A-3: cannot\n', text)
+
+    def test_no_test_changes_it(self):
+        rows = coverage.Requirements(LIST)
+        claims = {'A-1': {('t.c', 'a'): 1}}
+        text = coverage.page(rows, claims)
+        self.assertNotIn('A-1', text)
+        claims['A-1'][('u.c', 'b')] = 2
+        self.assertEqual(coverage.page(rows, claims), text)
+
+    def test_all_tested(self):
+        rows = coverage.Requirements(LIST)
+        claims = {name: {('t.c', 'a'): 1} for name in rows.rows}
+        self.assertEqual(coverage.page(rows, claims),
+                         coverage.PAGE_HEAD.rstrip() + '\n')
+
+    def test_whole_section(self):
+        rows = coverage.Requirements('== B Bees\n    untested: none flies\n'
+                                     'B-1 | plane | One.\nB-2 | ring | Two.\n')
+        self.assertIn('B: Bees\n-------\n\n* All: none flies\n',
+                      coverage.page(rows, {}))
+
+
 class Table(unittest.TestCase):
     """What is written."""
 
