@@ -245,6 +245,22 @@ def ready(stage: Stage, name: str, **more) -> None:
     wait_job(stage.vm, 'held', 'ready')
 
 
+def given_up(stage: Stage) -> None:
+    """The job, which would go on, is ended."""
+    cancel_job(stage.vm, 'held')
+
+
+def job(stage: Stage, name: str, end_it: Callable[[Stage], None],
+        **more) -> Iterator[None]:
+    """A holder's three steps: a job of the top that begins and ends."""
+    yield
+    number = start(stage, name, **more)
+    yield
+    stage.answers(number)
+    end_it(stage)
+    yield
+
+
 def merge(stage: Stage, base: str) -> None:
     """The top of the disk goes into what is below."""
     vm = stage.vm
@@ -273,12 +289,7 @@ def snapshots(stage: Stage) -> Iterator[None]:
 def commit_begin(stage: Stage) -> Iterator[None]:
     """a commit begins, and is given up"""
     base = snapshot(stage.vm, 'overlay')
-    yield
-    number = start(stage, 'block-commit')
-    yield
-    stage.answers(number)
-    cancel_job(stage.vm, 'held')
-    yield
+    yield from job(stage, 'block-commit', given_up)
     merge(stage, base)
 
 
@@ -303,26 +314,20 @@ def stream(stage: Stage) -> Iterator[None]:
     """a stream begins and ends"""
     base = snapshot(stage.vm, 'overlay')
     stage.vm.progress(50)
-    yield
-    number = start(stage, 'block-stream')
-    yield
-    stage.answers(number)
-    concluded(stage)
-    yield
+    yield from job(stage, 'block-stream', concluded)
     stage.vm.del_node(base)
+
+
+def copy_begin(stage: Stage, name: str) -> Iterator[None]:
+    """A job that copies the top begins, and is given up."""
+    target = stage.vm.add_node('target', stage.vm.config.form)
+    yield from job(stage, name, given_up, target=target, sync='full')
+    stage.vm.del_node(target)
 
 
 def mirror_begin(stage: Stage) -> Iterator[None]:
     """a mirror begins, and is given up"""
-    vm = stage.vm
-    target = vm.add_node('mirror', vm.config.form)
-    yield
-    number = start(stage, 'blockdev-mirror', target=target, sync='full')
-    yield
-    stage.answers(number)
-    cancel_job(vm, 'held')
-    yield
-    vm.del_node(target)
+    yield from copy_begin(stage, 'blockdev-mirror')
 
 
 def mirror_end(stage: Stage) -> Iterator[None]:
@@ -344,15 +349,7 @@ def mirror_end(stage: Stage) -> Iterator[None]:
 
 def backup_begin(stage: Stage) -> Iterator[None]:
     """a backup begins, and is given up"""
-    vm = stage.vm
-    target = vm.add_node('backup', vm.config.form)
-    yield
-    number = start(stage, 'blockdev-backup', target=target, sync='full')
-    yield
-    stage.answers(number)
-    cancel_job(vm, 'held')
-    yield
-    vm.del_node(target)
+    yield from copy_begin(stage, 'blockdev-backup')
 
 
 def backup_end(stage: Stage) -> Iterator[None]:
@@ -361,13 +358,8 @@ def backup_end(stage: Stage) -> Iterator[None]:
     name = vm.name('bitmap')
     target = vm.add_node('backup', vm.config.form)
     vm.cmd('block-dirty-bitmap-add', node=vm.top, name=name)
-    yield
-    number = start(stage, 'blockdev-backup', target=target, sync='bitmap',
-                   bitmap=name, bitmap_mode='never')
-    yield
-    stage.answers(number)
-    concluded(stage)
-    yield
+    yield from job(stage, 'blockdev-backup', concluded, target=target,
+                   sync='bitmap', bitmap=name, bitmap_mode='never')
     vm.cmd('block-dirty-bitmap-remove', node=vm.top, name=name)
     vm.del_node(target)
 
