@@ -268,7 +268,22 @@ class ModernPci:
         self.qtest.ask('writeb', self._caps[4] + offset, value)
 
 
-class LegacyPci:
+class Uncounted:
+    """A transport that does not say how many queues there are."""
+
+    def queue_size(self, queue: int) -> int:
+        """The largest, or 0 where no such queue is."""
+        raise NotImplementedError
+
+    def num_queues(self) -> int:
+        """How many there are."""
+        queue = 0
+        while self.queue_size(queue):
+            queue += 1
+        return queue
+
+
+class LegacyPci(Uncounted):
     """4.1.4.10: the driver is an old one."""
 
     modern = False
@@ -290,13 +305,6 @@ class LegacyPci:
     def accept(self, features: int) -> None:
         """Some of them."""
         self.qtest.ask('outl', self._base + 4, features & 0xffffffff)
-
-    def num_queues(self) -> int:
-        """How many there are."""
-        queue = 0
-        while self.queue_size(queue):
-            queue += 1
-        return queue
 
     def queue_size(self, queue: int) -> int:
         """The only one."""
@@ -328,7 +336,7 @@ class LegacyPci:
         self.qtest.ask('outb', self._base + 20 + offset, value)
 
 
-class Mmio:
+class Mmio(Uncounted):
     """4.2, on a microvm."""
 
     modern = True
@@ -364,13 +372,6 @@ class Mmio:
         for i in range(2):
             self.set(0x24, i)
             self.set(0x20, features >> 32 * i & 0xffffffff)
-
-    def num_queues(self) -> int:
-        """How many there are."""
-        queue = 0
-        while self.queue_size(queue):
-            queue += 1
-        return queue
 
     def queue_size(self, queue: int) -> int:
         """The largest."""

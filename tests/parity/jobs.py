@@ -254,22 +254,15 @@ FILTERS: Dict[str, Dict[str, Any]] = {
     'copy-on-read': {'driver': 'copy-on-read'},
     'raw': {'driver': 'raw'},
 }
+#: on the filter, and on the node below it
 FILTERED = [
-    Job('blockdev-backup', 'blockdev-backup',
-        {'device': 'top', 'target': 't', 'sync': 'full'}),
-    Job('blockdev-backup below', 'blockdev-backup',
-        {'device': 'n0', 'target': 't', 'sync': 'full'}),
-    Job('blockdev-mirror', 'blockdev-mirror',
-        {'device': 'top', 'target': 't', 'sync': 'full'}, 'complete'),
-    Job('blockdev-mirror below', 'blockdev-mirror',
-        {'device': 'n0', 'target': 't', 'sync': 'full'}, 'complete'),
-    Job('block-commit', 'block-commit', {'device': 'top'}, 'complete', False),
-    Job('block-commit below', 'block-commit', {'device': 'n0'}, 'complete',
-        False),
-    Job('block-stream', 'block-stream', {'device': 'top'}, 'finish', False),
-    Job('block-stream below', 'block-stream', {'device': 'n0'}, 'finish',
-        False),
-]
+    Job(command + where, command, {'device': device, **more}, end, bool(more))
+    for command, more, end in (
+        ('blockdev-backup', {'target': 't', 'sync': 'full'}, 'finish'),
+        ('blockdev-mirror', {'target': 't', 'sync': 'full'}, 'complete'),
+        ('block-commit', {}, 'complete'),
+        ('block-stream', {}, 'finish'))
+    for where, device in (('', 'top'), (' below', 'n0'))]
 
 
 def filtered(subject: Subject, name: str, job: Job) -> None:
@@ -295,30 +288,23 @@ def filtered(subject: Subject, name: str, job: Job) -> None:
 # A disk that comes when the job is there
 #
 
-#: which node the disk gets, and what runs on it by then
-PLUGGED: Dict[str, Tuple[str, str, Dict[str, Any], str]] = {
-    'source of a mirror': (
-        'n0', 'blockdev-mirror',
-        {'device': 'n0', 'target': 't', 'sync': 'full',
-         'filter-node-name': 'filter'}, 'complete'),
-    'filter of a mirror': (
-        'filter', 'blockdev-mirror',
-        {'device': 'n0', 'target': 't', 'sync': 'full',
-         'filter-node-name': 'filter'}, 'complete'),
-    'target of a mirror': (
-        't', 'blockdev-mirror',
-        {'device': 'n0', 'target': 't', 'sync': 'full'}, 'complete'),
-    'source of a backup': (
-        'n0', 'blockdev-backup',
-        {'device': 'n0', 'target': 't', 'sync': 'none',
-         'filter-node-name': 'filter'}, 'cancel'),
-    'filter of a backup': (
-        'filter', 'blockdev-backup',
-        {'device': 'n0', 'target': 't', 'sync': 'none',
-         'filter-node-name': 'filter'}, 'cancel'),
-    'target of a backup': (
-        't', 'blockdev-backup',
-        {'device': 'n0', 'target': 't', 'sync': 'none'}, 'cancel'),
+#: node that the disk gets, and command, arguments and end of what runs by then
+Plugged = Tuple[str, str, Dict[str, Any], str]
+
+
+def copying(what: str, command: str, sync: str, end: str
+            ) -> Dict[str, Plugged]:
+    """Each node of a job that copies."""
+    job = {'device': 'n0', 'target': 't', 'sync': sync}
+    with_filter = {**job, 'filter-node-name': 'filter'}
+    return {f'source of a {what}': ('n0', command, with_filter, end),
+            f'filter of a {what}': ('filter', command, with_filter, end),
+            f'target of a {what}': ('t', command, job, end)}
+
+
+PLUGGED: Dict[str, Plugged] = {
+    **copying('mirror', 'blockdev-mirror', 'full', 'complete'),
+    **copying('backup', 'blockdev-backup', 'none', 'cancel'),
     'target of a stream': (
         'n0', 'block-stream', {'device': 'n0', 'speed': 1}, 'cancel'),
     'base of a stream': (
