@@ -119,11 +119,12 @@ static void test_bus_master(const void *opaque)
 
 /*
  * covers: G5, E7: the driver shrinks a queue without a reset, so that the
- * device's positions lie behind its end
+ * device's positions lie behind its end, which only a packed ring has
  */
 static void test_shrunk_queue(const void *opaque)
 {
-    DpVm *vm = dp_vm_file(opaque, IMAGE_SIZE, "");
+    const DpMode *mode = opaque;
+    DpVm *vm = dp_vm_file(mode, IMAGE_SIZE, "");
     DpDisk *disk = dp_disk_new(vm, DP_F_ALL);
     DpLoad *load = dp_load_new(disk, 8, 64);
 
@@ -134,6 +135,8 @@ static void test_shrunk_queue(const void *opaque)
     dp_reg_writew(disk, DP_CFG(queue_size), 2);
     dp_set_bus_master(disk, true);
     dp_kick_always(disk);
+    g_assert_cmpint(!!(dp_status(disk) & VIRTIO_CONFIG_S_NEEDS_RESET), ==,
+                    mode->packed);
     end(disk);
 }
 
@@ -202,23 +205,109 @@ static void test_hidden_kick(const void *opaque)
     end(disk);
 }
 
-/* covers: E5: a completion that found no ring is an error, not a hang */
+/* A read that takes a while to come back, or NULL if it is back already */
+static DpReq *send_slow(DpDisk *disk)
+{
+    DpReq *req = dp_req(disk, VIRTIO_BLK_T_IN, 0, 1024);
+    gint64 deadline = dp_deadline();
+    DpInfo info;
+
+    dp_submit(disk, req);
+    dp_expose(disk);
+    dp_kick_always(disk);
+    do {
+        dp_info(disk->vm, "d0", &info);
+        dp_check_deadline(deadline, "a request to be taken");
+    } while (!info.in_flight && !dp_reap(disk));
+    if (req->done) {
+        dp_req_free(disk, req);
+        return NULL;
+    }
+    return req;
+}
+
+/*
+ * Hides the ring with a request in flight.  Returns it, or NULL if the request
+ * was faster.
+ */
+static DpReq *hide_in_flight(DpDisk *disk)
+{
+    DpReq *req = send_slow(disk);
+    DpInfo info;
+
+    if (!req) {
+        return NULL;
+    }
+    show_ring(disk, false);
+    dp_info(disk->vm, "d0", &info);
+    if (info.in_flight) {
+        return req;
+    }
+    show_ring(disk, true);
+    dp_poll(disk, req);
+    dp_req_free(disk, req);
+    return NULL;
+}
+
+/*
+ * covers: E5: a completion that found no ring is an error, not a hang, although
+ * nobody kicks the queue
+ */
 static void test_hidden_completion(const void *opaque)
 {
-    const DpMode *mode = opaque;
-    DpVm *vm = dp_vm_file(mode, IMAGE_SIZE, "");
+    DpVm *vm = dp_vm_null(opaque, ",latency-ns=300000000", "");
     DpDisk *disk = disk_with_hidden_ring(vm);
-    DpReq *req[HELD];
+    gint64 deadline = dp_deadline();
+    DpReq *req;
 
-    dp_assert_works(disk);
-    send_held(disk, req, true);
-    show_ring(disk, false);
-    dp_release(disk);
+    do {
+        req = hide_in_flight(disk);
+        dp_check_deadline(deadline, "a request that is slow enough");
+    } while (!req);
     dp_assert_broken(disk);
     show_ring(disk, true);
     dp_disk_new_ring(disk);
     dp_disk_reset(disk);
-    free_held(disk, req);
+    dp_req_free(disk, req);
+    dp_disk_start(disk, DP_F_ALL);
+    req = dp_req(disk, VIRTIO_BLK_T_FLUSH, 0, 0);
+    g_assert_cmpint(dp_run(disk, req), ==, OK);
+    dp_req_free(disk, req);
+    dp_disk_free(disk);
+    dp_vm_quit(vm);
+}
+
+/*
+ * covers: E5, G8: what is in flight while the ring is away comes back.  So does
+ * what had been done before out of its turn, with VIRTIO_F_IN_ORDER.
+ */
+static void test_hidden_in_flight(const void *opaque)
+{
+    DpVm *vm = dp_vm_file(opaque, IMAGE_SIZE, "");
+    DpDisk *disk = disk_with_hidden_ring(vm);
+    DpReq *req[HELD], *id;
+
+    for (unsigned i = 0; i < 3; i++) {
+        dp_assert_works(disk);
+        send_held(disk, req, true);
+        id = dp_req(disk, VIRTIO_BLK_T_GET_ID, 0, VIRTIO_BLK_ID_BYTES);
+        dp_submit(disk, id);
+        dp_kick(disk);
+        dp_wait_state(vm, "d0", "started");
+        show_ring(disk, false);
+        dp_wait_in_flight(vm, "d0", HELD);
+        show_ring(disk, true);
+        dp_release(disk);
+        dp_wait_all(disk);
+        for (unsigned j = 0; j < HELD; j++) {
+            g_assert_cmpint(req[j]->status, ==, OK);
+        }
+        g_assert_cmpint(id->status, ==, OK);
+        g_assert_false(dp_status(disk) & VIRTIO_CONFIG_S_NEEDS_RESET);
+        dp_req_free(disk, id);
+        free_held(disk, req);
+    }
+    dp_disk_new_ring(disk);
     end(disk);
 }
 
@@ -390,6 +479,7 @@ int main(int argc, char **argv)
         { "shrunk-queue", test_shrunk_queue },
         { "hidden-kick", test_hidden_kick, DP_SPLIT_RING },
         { "hidden-completion", test_hidden_completion, DP_SPLIT_RING },
+        { "hidden-in-flight", test_hidden_in_flight, DP_SPLIT_RING },
     };
 
     g_test_init(&argc, &argv, NULL);

@@ -748,6 +748,126 @@ static void test_ring_lost_in_flight(const TestMode *mode)
     test_queue_cleanup(&q);
 }
 
+/* covers: ROBS-22, NOTIF-8: the ring comes back with another wish in it */
+static void test_ring_found_changed(const TestMode *mode)
+{
+    VringConfig config = mode_config(mode);
+    GByteArray *off, *on;
+    TestQueue q;
+
+    test_queue_init(&q, &config);
+    test_queue_run(&q, 0);
+    vring_disable_notification(&q.vring);
+    off = unplug_ring(&q);
+    replug_ring(&q, off);
+    g_assert_false(vring_enable_notification(&q.vring));
+    on = unplug_ring(&q);
+    replug_ring(&q, off);
+    g_assert_false(vring_enable_notification(&q.vring));
+    driver_offer_buffer(&q.drv, 1, DATA_BASE, 16, true);
+    g_assert_true(driver_must_kick(&q.drv));
+    g_byte_array_unref(off);
+    g_byte_array_unref(on);
+    test_queue_cleanup(&q);
+}
+
+/* With VIRTIO_F_IN_ORDER: when each of two buffers is done */
+typedef enum Done {
+    BEFORE,                     /* the ring goes */
+    MEANWHILE,
+    AFTERWARDS,                 /* when it is back */
+} Done;
+
+typedef struct OrderLost {
+    Done first, second;
+    bool dropped;               /* the driver cannot get both */
+} OrderLost;
+
+static const OrderLost order_lost[] = {
+    { BEFORE, BEFORE, false },
+    { BEFORE, MEANWHILE, true },
+    { BEFORE, AFTERWARDS, false },
+    { MEANWHILE, BEFORE, true },
+    { MEANWHILE, MEANWHILE, true },
+    { MEANWHILE, AFTERWARDS, true },
+    { AFTERWARDS, BEFORE, false },
+    { AFTERWARDS, MEANWHILE, false },
+    { AFTERWARDS, AFTERWARDS, false },
+};
+
+/* The second one first, as that is out of its turn */
+static void push_done(TestQueue *q, const OrderLost *c, Done now,
+                      VirtQueueElement *elem, VringBuffer *buf)
+{
+    if (c->second == now) {
+        vring_push(&q->vring, &elem[1], &buf[1], 512);
+    }
+    if (c->first == now) {
+        vring_push(&q->vring, &elem[0], &buf[0], 512);
+    }
+}
+
+static unsigned take_all(TestQueue *q)
+{
+    uint32_t id, len;
+    unsigned n = 0;
+
+    while (driver_take(&q->drv, &id, &len)) {
+        g_assert_cmpuint(len, ==, 512);
+        n++;
+    }
+    return n;
+}
+
+static void run_order_lost(const TestMode *mode, const OrderLost *c)
+{
+    VringConfig config = mode_config(mode);
+    VirtQueueElement elem[2];
+    VringBuffer buf[2];
+    GByteArray *contents;
+    TestQueue q;
+
+    test_queue_init(&q, &config);
+    test_queue_run(&q, 0);
+    for (unsigned i = 0; i < 2; i++) {
+        pop_write_buffer(&q, &elem[i], &buf[i], 1 + i, DATA_BASE + 512 * i,
+                         512);
+    }
+    push_done(&q, c, BEFORE, elem, buf);
+    vring_publish(&q.vring);
+    contents = unplug_ring(&q);
+    push_done(&q, c, MEANWHILE, elem, buf);
+    check_lost(&q);
+    g_assert_cmpint(q.vring.dropped, ==, c->dropped);
+    replug_ring(&q, contents);
+    g_byte_array_unref(contents);
+    push_done(&q, c, AFTERWARDS, elem, buf);
+    vring_publish(&q.vring);
+    g_assert_cmpuint(q.vring.inuse, ==, 0);
+    g_assert_cmpint(q.vring.dropped, ==, c->dropped);
+    if (!c->dropped) {
+        g_assert_cmpuint(take_all(&q), ==, 2);
+        test_queue_run(&q, 3);
+    }
+    test_queue_cleanup(&q);
+}
+
+/* covers: E5, VQ-7, G8: buffers in order whose ring is away for a while */
+static void test_order_lost(void)
+{
+    static const TestMode modes[] = {
+        { "split", .in_order = true },
+        { "packed", .in_order = true, .packed = true },
+    };
+
+    for (unsigned i = 0; i < ARRAY_SIZE(modes); i++) {
+        for (unsigned j = 0; j < ARRAY_SIZE(order_lost); j++) {
+            g_test_message("%s, %u", modes[i].name, j);
+            run_order_lost(&modes[i], &order_lost[j]);
+        }
+    }
+}
+
 /* Mappings that outlive the Vring */
 
 static const TestDesc pin_desc[] = {
@@ -927,6 +1047,8 @@ int main(int argc, char **argv)
     MODE_TEST("ring-lost/and-found", test_ring_lost_and_found);
     MODE_TEST("ring-lost/one-area", test_one_area_lost);
     MODE_TEST("ring-lost/in-flight", test_ring_lost_in_flight);
+    MODE_TEST("ring-lost/found-changed", test_ring_found_changed);
+    g_test_add_func("/vring/mapping/ring-lost/in-order", test_order_lost);
     MODE_TEST("pin/outlives-the-ring", test_pin);
     MODE_TEST("pin/twice", test_pin_twice);
     MODE_TEST("push-foreign-element", test_push_foreign_element);
