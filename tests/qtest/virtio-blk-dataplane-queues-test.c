@@ -12,7 +12,9 @@
  */
 
 #include "qemu/osdep.h"
+#include <sys/ioctl.h>
 #include <sys/resource.h>
+#include "qemu/atomic.h"
 #include "qapi/error.h"
 #include "qobject/qdict.h"
 #include "qobject/qjson.h"
@@ -26,6 +28,8 @@
 #define RING_NUM 32
 #define DEPTH 3
 #define MAX_QUEUES 64
+#define GATE_SIZE 4096          /* of a pipe, in bytes */
+#define GATE_BATCH 128          /* requests whose traces do not fit into it */
 #define CONFIG_NUM_QUEUES offsetof(struct virtio_blk_config, num_queues)
 
 /* Queues of a disk and who serves them */
@@ -822,6 +826,212 @@ static void test_broken(const void *opaque)
     dp_vm_quit(vm);
 }
 
+/*
+ * What QEMU traces goes into a pipe that is soon full.  Until somebody reads
+ * from it, the thread that traces waits, in the middle of what it does.
+ */
+typedef struct Gate {
+    char *path;
+    int fd;
+    int size;
+    GThread *reader;
+    bool open;              /* atomic */
+} Gate;
+
+#define GATE_LINE 160       /* no line is longer */
+
+static bool gate_init(Gate *gate)
+{
+    *gate = (Gate) { .path = dp_tmp("gate") };
+    g_assert_cmpint(mkfifo(gate->path, 0600), ==, 0);
+    gate->fd = open(gate->path, O_RDONLY | O_NONBLOCK);
+    g_assert_cmpint(gate->fd, >=, 0);
+    gate->size = fcntl(gate->fd, F_SETPIPE_SZ, GATE_SIZE);
+    return gate->size == GATE_SIZE;
+}
+
+/* Waits until a thread has to wait */
+static void gate_wait_shut(Gate *gate)
+{
+    gint64 deadline = dp_deadline();
+    int bytes;
+
+    do {
+        g_assert_cmpint(ioctl(gate->fd, FIONREAD, &bytes), ==, 0);
+        dp_check_deadline(deadline, "the pipe to be full");
+    } while (bytes <= gate->size - GATE_LINE);
+}
+
+static void *gate_reader(void *opaque)
+{
+    Gate *gate = opaque;
+    char buf[GATE_SIZE];
+
+    /*
+     * Who does not wait for the thread behind the gate has time to get ahead
+     * of it.  Who does passes however short or long this is.
+     */
+    g_usleep(300 * 1000);
+    qatomic_set(&gate->open, true);
+    g_assert_cmpint(fcntl(gate->fd, F_SETFL, 0), ==, 0);
+    while (read(gate->fd, buf, sizeof(buf)) > 0) {
+        /* until QEMU has ended */
+    }
+    return NULL;
+}
+
+static void gate_open_soon(Gate *gate)
+{
+    gate->reader = g_thread_new("gate", gate_reader, gate);
+}
+
+/* After QEMU has ended */
+static void gate_destroy(Gate *gate)
+{
+    if (gate->reader) {
+        g_thread_join(gate->reader);
+    }
+    close(gate->fd);
+    unlink(gate->path);
+    g_free(gate->path);
+}
+
+static DpVm *vm_gated(const Layout *layout, Gate *gate)
+{
+    g_autofree char *path = dp_image("disk.img", IMAGE_SIZE);
+    DpVm *vm = dp_vm_start("-D %s -trace virtio_blk_handle_write "
+                           "-blockdev file,node-name=f0,filename=%s "
+                           "-blockdev raw,node-name=n0,file=f0",
+                           gate->path, path);
+
+    device_add(vm, layout);
+    return vm;
+}
+
+/* The first queue that queue 0's IOThread does not serve */
+static unsigned queue_elsewhere(const Layout *layout)
+{
+    unsigned i = 1;
+
+    while (layout->iothreads[i] == layout->iothreads[0]) {
+        i++;
+    }
+    g_assert_cmpuint(i, <, layout->num);
+    return i;
+}
+
+/* What the ring sees, and what virtio-blk sees: see VirtioDeviceClass */
+static void break_by_order(DpDisk *queue)
+{
+    uint64_t page = guest_alloc(&queue->vm->alloc, 4096);
+    DpSeg seg[] = { { page, 1, VRING_DESC_F_WRITE }, { page, 16, 0 } };
+
+    dp_avail(queue, dp_chain(queue, seg, ARRAY_SIZE(seg)));
+}
+
+static void break_by_no_status(DpDisk *queue)
+{
+    uint64_t page = guest_alloc(&queue->vm->alloc, 4096);
+    DpSeg seg = { page, 16, 0 };
+
+    dp_avail(queue, dp_chain(queue, &seg, 1));
+}
+
+#define OLD_PLACE 0
+#define NEW_PLACE 8192      /* sectors */
+
+/* The requests of a queue that is in the middle of a batch */
+static void send_batch(DpDisk *queue, Gate *gate, DpReq **req, unsigned n)
+{
+    for (unsigned i = 0; i < n; i++) {
+        req[i] = dp_req(queue, VIRTIO_BLK_T_OUT, OLD_PLACE + 2 * i, DP_SECTOR);
+        req[i]->framing = DP_INDIRECT;
+        dp_req_fill(queue, req[i], i + 1);
+        dp_submit(queue, req[i]);
+    }
+    dp_expose(queue);
+    dp_kick_always(queue);
+    gate_wait_shut(gate);
+}
+
+/* Each would be written to another place if the device read it now */
+static void change_batch(DpDisk *queue, DpReq **req, unsigned n)
+{
+    for (unsigned i = 0; i < n; i++) {
+        qtest_writeq(queue->vm->qts,
+                     req[i]->page + offsetof(struct virtio_blk_outhdr, sector),
+                     NEW_PLACE + 2 * i);
+    }
+}
+
+static void assert_nothing_at(DpDisk *disk, uint64_t sector, uint32_t len)
+{
+    DpReq *req = dp_req(disk, VIRTIO_BLK_T_IN, sector, len);
+
+    g_assert_cmpint(dp_run(disk, req), ==, OK);
+    g_assert_true(dp_req_is_byte(disk, req, 0));
+    dp_req_free(disk, req);
+}
+
+static void run_broken_elsewhere(const Layout *layout, Gate *gate,
+                                 void (*break_it)(DpDisk *queue))
+{
+    DpVm *vm = vm_gated(layout, gate);
+    DpDisk *disk = disk_probe(vm, layout, UINT64_MAX);
+    DpDisk *elsewhere = dp_disk_queue(disk, queue_elsewhere(layout));
+    DpReq *req[GATE_BATCH];
+
+    disk->want_num = GATE_BATCH;
+    dp_disk_start(disk, DP_F_ALL);
+    send_batch(disk, gate, req, GATE_BATCH);
+    break_it(elsewhere);
+    dp_expose(elsewhere);
+    gate_open_soon(gate);
+    dp_kick_always(elsewhere);
+    dp_assert_broken(disk);
+    change_batch(disk, req, GATE_BATCH);
+    g_test_message("told %s", qatomic_read(&gate->open) ? "afterwards"
+                                                        : "meanwhile");
+
+    vm_stop(vm);
+    vm_cont(vm);
+    dp_disk_reset(disk);
+    for (unsigned i = 0; i < GATE_BATCH; i++) {
+        dp_req_free(disk, req[i]);
+    }
+    dp_disk_start(disk, DP_F_ALL);
+    assert_nothing_at(disk, NEW_PLACE, 2 * GATE_BATCH * DP_SECTOR);
+    assert_serving(vm);
+    assert_all_work(disk, layout);
+    dp_disk_free(disk);
+    dp_vm_end(vm);
+}
+
+/*
+ * covers: E6, STAT-6: a queue breaks the device while another, on another
+ * IOThread, is in the middle of a batch: once the driver can see
+ * DEVICE_NEEDS_RESET no request is looked at any more
+ */
+static void test_broken_elsewhere(const void *opaque)
+{
+    static void (*const ways[])(DpDisk *queue) = {
+        break_by_order, break_by_no_status,
+    };
+
+    for (unsigned i = 0; i < ARRAY_SIZE(ways); i++) {
+        Gate gate;
+        bool fits = gate_init(&gate);
+
+        if (fits) {
+            run_broken_elsewhere(opaque, &gate, ways[i]);
+        } else {
+            g_test_skip("no pipe is small enough");
+        }
+        gate_destroy(&gate);
+    }
+    dp_tmp_cleanup();
+}
+
 /* --- mappings that cannot be ----------------------------------------- */
 
 static const struct {
@@ -1028,6 +1238,7 @@ static const struct {
     const char *name;
     void (*fn)(const void *layout);
     unsigned min, max;      /* number of queues that it is for */
+    bool several;           /* and of IOThreads */
 } tests[] = {
     { "offer", test_offer, 1, 64 },
     { "load", test_load, 1, 64 },
@@ -1039,6 +1250,7 @@ static const struct {
     { "suppression", test_suppression, 2, 8 },
     { "no-vector", test_no_vector, 2, 8 },
     { "broken", test_broken, 2, 64 },
+    { "broken-elsewhere", test_broken_elsewhere, 2, 8, true },
 };
 
 static void add_tests(const Layout *layout)
@@ -1048,7 +1260,8 @@ static void add_tests(const Layout *layout)
             g_strdup_printf("/virtio-blk-dataplane/queues/%s/%s",
                             tests[i].name, layout->name);
 
-        if (layout->num >= tests[i].min && layout->num <= tests[i].max) {
+        if (layout->num >= tests[i].min && layout->num <= tests[i].max &&
+            (!tests[i].several || layout->iothreads[1])) {
             qtest_add_data_func(path, layout, tests[i].fn);
         }
     }
