@@ -20,6 +20,7 @@
  */
 
 #include "qemu/osdep.h"
+#include "qemu/bswap.h"
 #include "qobject/qdict.h"
 #include "qobject/qlist.h"
 #include "libqos/malloc-pc.h"
@@ -786,6 +787,151 @@ static void test_parked_return(const void *opaque)
     }
 }
 
+/* --- streams that no QEMU wrote --------------------------------------- */
+
+/* A parked request, as virtio.c writes it; behind its number of descriptors */
+#define WIRE_VECTORS 1024       /* VIRTQUEUE_MAX_SIZE */
+
+typedef struct WireElement {
+    uint32_t index;
+    uint32_t out_num;
+    uint32_t in_num;
+    uint64_t in_addr[WIRE_VECTORS];
+    uint64_t out_addr[WIRE_VECTORS];
+} WireElement;
+
+/* Returns the place in the stream where @req's element begins */
+static size_t find_element(const char *stream, size_t len, const DpReq *req)
+{
+    for (size_t i = sizeof(uint32_t); i + sizeof(WireElement) < len; i++) {
+        WireElement elem;
+
+        memcpy(&elem, stream + i, offsetof(WireElement, in_addr));
+        if (elem.index != req->head || elem.out_num != 1 || elem.in_num != 2) {
+            continue;
+        }
+        memcpy(&elem, stream + i, sizeof(elem));
+        if (elem.in_addr[0] == req->data &&
+            elem.in_addr[1] == req->status_addr &&
+            elem.out_addr[0] == req->page) {
+            return i;
+        }
+    }
+    g_error("the request is not in the stream");
+}
+
+typedef enum Arrival {
+    ARRIVES,
+    ARRIVES_BROKEN,             /* the plane finds it; or just not a crash */
+    REFUSED,
+} Arrival;
+
+/* The numbers of descriptors of the one request in flight */
+typedef struct WireSize {
+    uint32_t ndescs;
+    Arrival arrival;
+} WireSize;
+
+/* The queue has 256 entries */
+static const WireSize wire_sizes[] = {
+    { 1, ARRIVES },
+    { 0, REFUSED },
+    { 2, ARRIVES_BROKEN },
+    { 256, ARRIVES_BROKEN },
+    { 257, REFUSED },
+    { 0x80000000, REFUSED },
+    { UINT32_MAX, REFUSED },
+};
+
+/* A read that is parked, and whose guest is in the file of TO_FILE */
+static DpReq *guest_to_file(Guest *g)
+{
+    g_autofree char *uri = uri_of(TO_FILE);
+    DpReq *req = dp_req(g->disk, VIRTIO_BLK_T_IN, PARKED_AT(1), 4096);
+
+    req->framing = DP_INDIRECT;         /* one descriptor */
+    dp_submit(g->disk, req);
+    dp_kick(g->disk);
+    qtest_qmp_eventwait(g->vm->qts, "STOP");
+    g_assert_cmpuint(g->disk->num, ==, 256);
+    set_way(g->vm, TO_FILE);
+    send_to(g->vm, uri, FAST);
+    wait_status(g->vm, NULL, "completed");
+    return req;
+}
+
+static DpVm *vm_from_file(const DpMode *mode, const char *props, bool loads)
+{
+    g_autofree char *uri = uri_of(TO_FILE);
+    DpVm *vm = vm_waiting(mode, NULL, props);
+
+    set_way(vm, TO_FILE);
+    receive_from(vm, uri);
+    wait_status(vm, NULL, loads ? "completed" : "failed");
+    return vm;
+}
+
+/* The guest runs on, in a process that has loaded a stream */
+static void run_arrived(Guest *g, DpVm *vm, const DpMode *mode, DpReq *req,
+                        Arrival arrival)
+{
+    bool broken = arrival == ARRIVES_BROKEN && mode->plane;
+    gint64 deadline = dp_deadline();
+
+    g->vm->qts = vm->qts;
+    g->vm->bus->qts = vm->qts;
+    dp_qmp_ok(g->vm, NULL, "{'execute': 'cont'}");
+    while (broken &&
+           !(dp_status(g->disk) & VIRTIO_CONFIG_S_NEEDS_RESET)) {
+        dp_check_deadline(deadline, "DEVICE_NEEDS_RESET");
+    }
+    if (arrival == ARRIVES) {
+        dp_wait(g->disk, req);
+        g_assert_cmpint(req->status, ==, OK);
+    }
+    dp_disk_reset(g->disk);
+    dp_disk_start(g->disk, DP_F_ALL);
+    dp_assert_works(g->disk);
+}
+
+/*
+ * covers: M9, M11: the number of descriptors of a parked request is not what it
+ * was.  No process dies of that, and the guest goes on where it can.
+ */
+static void test_wire_sizes(const void *opaque)
+{
+    const DpMode *mode = opaque;
+    g_autofree char *props = parked_props("");
+    g_autofree char *path = dp_tmp("stream");
+    g_autofree char *stream = NULL;
+    Guest *g = guest_start_failing(mode, props);
+    DpReq *req = guest_to_file(g);
+    QTestState *source = g->vm->qts;
+    size_t len, at;
+
+    g_assert_true(g_file_get_contents(path, &stream, &len, NULL));
+    at = find_element(stream, len, req) - sizeof(uint32_t);
+    g_assert_cmpuint(ldl_be_p(stream + at), ==, 1);
+    for (unsigned i = 0; i < ARRAY_SIZE(wire_sizes); i++) {
+        const WireSize *size = &wire_sizes[i];
+        DpVm *vm;
+
+        g_test_message("%u descriptors", size->ndescs);
+        stl_be_p(stream + at, size->ndescs);
+        g_assert_true(g_file_set_contents(path, stream, len, NULL));
+        vm = vm_from_file(mode, props, size->arrival != REFUSED);
+        if (size->arrival != REFUSED) {
+            run_arrived(g, vm, mode, req, size->arrival);
+        }
+        vm_discard(vm);
+    }
+    g->vm->qts = source;
+    g->vm->bus->qts = source;
+    dp_disk_free(g->disk);
+    dp_vm_quit(g->vm);
+    g_free(g);
+}
+
 /* --- snapshots of the machine ----------------------------------------- */
 
 static void wait_job(DpVm *vm, const char *id)
@@ -909,6 +1055,10 @@ int main(int argc, char **argv)
                         &dp_mode_iothread, test_failures);
     qtest_add_data_func("/virtio-blk-dataplane/migration/parked/return",
                         &dp_mode_iothread, test_parked_return);
+    qtest_add_data_func("/virtio-blk-dataplane/migration/wire-sizes/packed",
+                        &dp_mode_packed, test_wire_sizes);
+    qtest_add_data_func("/virtio-blk-dataplane/migration/wire-sizes/off-packed",
+                        &dp_mode_off_packed, test_wire_sizes);
     dp_add_modes("/virtio-blk-dataplane/migration/snapshot/rewind",
                  test_snapshot_rewind, true, DP_ANY_RING);
     return g_test_run();
