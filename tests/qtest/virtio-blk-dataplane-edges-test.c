@@ -210,6 +210,120 @@ static void test_full_for_long(const void *opaque)
     dp_vm_quit(vm);
 }
 
+/* --- a full queue that is parked ------------------------------------- */
+
+/* A disk "d0" whose first MOST writes fail, each once */
+static DpVm *vm_failing(const DpMode *mode)
+{
+    g_autofree char *path = dp_image("disk.img", IMAGE_SIZE);
+    g_autoptr(GString) rules = g_string_new("");
+
+    for (unsigned i = 0; i < MOST; i++) {
+        g_string_append_printf(rules, "%s{\"event\": \"none\", \"iotype\":"
+                               " \"write\", \"errno\": %d, \"once\": true}",
+                               i ? ", " : "", ENOSPC);
+    }
+    return dp_vm_start("-blockdev '{\"driver\": \"raw\", \"node-name\": \"n0\","
+                       " \"file\": {\"driver\": \"blkdebug\", \"image\":"
+                       " {\"driver\": \"file\", \"filename\": \"%s\"},"
+                       " \"inject-error\": [%s]}}' "
+                       "-device virtio-blk-pci,id=d0,drive=n0,addr=%d,"
+                       "queue-size=1024,werror=stop%s",
+                       path, rules->str, DP_SLOT, mode->props);
+}
+
+static unsigned count_done(DpReq **req, unsigned n)
+{
+    unsigned done = 0;
+
+    for (unsigned i = 0; i < n; i++) {
+        done += req[i]->done;
+    }
+    return done;
+}
+
+static bool is_running(DpVm *vm)
+{
+    QDict *rsp = dp_qmp(vm, NULL, "{'execute': 'query-status'}");
+    bool running = qdict_get_bool(qdict_get_qdict(rsp, "return"), "running");
+
+    qobject_unref(rsp);
+    return running;
+}
+
+/* Nothing is lost, and nothing comes back, while the machine is stopped */
+static void check_parked(DpDisk *disk, DpReq **req, unsigned num)
+{
+    dp_wait_in_flight(disk->vm, "d0", num);
+    dp_kick_always(disk);
+    dp_reap(disk);
+    g_assert_cmpuint(count_done(req, num), ==, 0);
+    g_assert_false(dp_status(disk) & VIRTIO_CONFIG_S_NEEDS_RESET);
+}
+
+/* Returns how often the machine stopped until all requests were done */
+static unsigned run_stops(DpDisk *disk, const DpMode *mode, DpReq **req,
+                          unsigned num)
+{
+    gint64 deadline = dp_deadline();
+    unsigned stops = 0;
+
+    while (count_done(req, num) < num) {
+        if (!is_running(disk->vm)) {
+            stops++;
+            if (mode->plane) {
+                check_parked(disk, req, num);
+            }
+            dp_qmp_ok(disk->vm, NULL, "{'execute': 'cont'}");
+            dp_kick_always(disk);
+        }
+        dp_reap(disk);
+        dp_check_deadline(deadline, "requests that were parked");
+    }
+    return stops;
+}
+
+/* All that a queue of @num holds is in flight, and fails again and again */
+static void run_parked(DpDisk *disk, const DpMode *mode, unsigned num)
+{
+    DpReq **req;
+    unsigned stops;
+
+    start_sized(disk, num);
+    hold(disk);
+    req = send_writes(disk, num, num);
+    if (mode->plane) {
+        dp_wait_in_flight(disk->vm, "d0", num);
+    }
+    dp_release(disk);
+    stops = run_stops(disk, mode, req, num);
+    g_test_message("queue size %u, parked %u times", num, stops);
+    if (mode->plane) {
+        g_assert_cmpuint(stops, ==, MOST / num);
+    }
+    g_assert_cmpuint(dp_count_used(disk), ==, 0);
+    check_writes(disk, req, num, num);
+    free_writes(disk, req, num);
+    /* There is room for as many as before */
+    run_depth(disk, mode, num, num);
+}
+
+/* covers: E1, D6, M9: a full queue is parked, and done once */
+static void test_parked(const void *opaque)
+{
+    static const unsigned sizes[] = { 256, 512, 1024 };
+    const DpMode *mode = opaque;
+
+    for (unsigned i = 0; i < ARRAY_SIZE(sizes); i++) {
+        DpVm *vm = vm_failing(mode);
+        DpDisk *disk = dp_disk_probe(vm, "d0", DP_SLOT);
+
+        run_parked(disk, mode, sizes[i]);
+        dp_disk_free(disk);
+        dp_vm_quit(vm);
+    }
+}
+
 /* --- vectors --------------------------------------------------------- */
 
 /* A request of @n vectors, header and status among them, in a table */
@@ -640,6 +754,7 @@ int main(int argc, char **argv)
     static const DpTest tests[] = {
         { "depths", test_depths },
         { "full-for-long", test_full_for_long },
+        { "parked", test_parked },
         { "tables", test_tables },
         { "merging", test_merging },
         { "publish", test_publish },
