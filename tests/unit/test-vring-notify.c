@@ -482,19 +482,11 @@ static void test_enable_looks_again(void)
 {
     for (unsigned i = 0; i < TEST_MODES; i++) {
         VringConfig config = test_config(&test_modes[i], QUEUE_SIZE);
-        VirtQueueElement elem;
         TestQueue q;
 
         test_queue_init(&q, &config);
         for (unsigned j = 0; j < 3 * QUEUE_SIZE; j++) {
-            vring_disable_notification(&q.vring);
-            g_assert_cmpint(vring_pop(&q.vring, &elem, &q.buf), ==, 0);
-            driver_offer_buffer(&q.drv, 1, DATA_BASE, 1, true);
-            g_assert_true(vring_enable_notification(&q.vring));
-            vring_disable_notification(&q.vring);
-            g_assert_cmpint(vring_pop(&q.vring, &elem, &q.buf), ==, 1);
-            test_queue_use(&q, &elem, 0);
-            g_assert_false(vring_enable_notification(&q.vring));
+            test_queue_look_again(&q);
         }
         test_queue_cleanup(&q);
     }

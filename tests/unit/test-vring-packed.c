@@ -239,23 +239,6 @@ static void offer_list(TestQueue *q, uint16_t id, unsigned n, unsigned out)
     g_free(desc);
 }
 
-static void check_list(TestQueue *q, const VirtQueueElement *elem, unsigned n,
-                       unsigned out)
-{
-    g_assert_cmpuint(elem->out_num, ==, out);
-    g_assert_cmpuint(elem->in_num, ==, n - out);
-    for (unsigned i = 0; i < n; i++) {
-        bool is_out = i < out;
-        const struct iovec *sg = is_out ? &elem->out_sg[i]
-                                        : &elem->in_sg[i - out];
-        hwaddr addr = is_out ? elem->out_addr[i] : elem->in_addr[i - out];
-
-        g_assert_cmphex(addr, ==, DATA_BASE + 32 * i);
-        g_assert(sg->iov_base == q->data + 32 * i);
-        g_assert_cmpuint(sg->iov_len, ==, 16 + i % 16);
-    }
-}
-
 static void run_list(TestQueue *q, uint16_t id, unsigned n, unsigned out,
                      uint32_t len)
 {
@@ -264,7 +247,7 @@ static void run_list(TestQueue *q, uint16_t id, unsigned n, unsigned out,
     vring_buffer_init(&flight.buf);
     offer_list(q, id, n, out);
     pop(q, &flight, id, n);
-    check_list(q, &flight.elem, n, out);
+    test_check_long(q, &flight.elem, n, out);
     test_queue_use_buf(q, &flight.elem, &flight.buf, len);
     vring_buffer_release(&flight.buf);
 }
@@ -881,7 +864,7 @@ static void test_long_table(void)
                          table, n);
         driver_offer_chain(&q.drv, 63, &desc, 1);
         pop(&q, &flight, 63, 1);
-        check_list(&q, &flight.elem, n, out);
+        test_check_long(&q, &flight.elem, n, out);
         test_queue_use_buf(&q, &flight.elem, &flight.buf, 1);
         vring_buffer_release(&flight.buf);
     }

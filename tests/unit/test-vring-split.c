@@ -262,23 +262,6 @@ static void offer_chain(TestQueue *q, unsigned n, unsigned out)
     driver_offer(&q->drv, 0);
 }
 
-static void check_long_element(TestQueue *q, const VirtQueueElement *elem,
-                               unsigned n, unsigned out)
-{
-    g_assert_cmpuint(elem->out_num, ==, out);
-    g_assert_cmpuint(elem->in_num, ==, n - out);
-    for (unsigned i = 0; i < n; i++) {
-        bool is_out = i < out;
-        const struct iovec *sg = is_out ? &elem->out_sg[i]
-                                        : &elem->in_sg[i - out];
-        hwaddr addr = is_out ? elem->out_addr[i] : elem->in_addr[i - out];
-
-        g_assert_cmphex(addr, ==, DATA_BASE + 32 * i);
-        g_assert(sg->iov_base == q->data + 32 * i);
-        g_assert_cmpuint(sg->iov_len, ==, 16 + i % 16);
-    }
-}
-
 /*
  * Around where a buffer has to grow: it doubles from VRING_INLINE_VECTORS on,
  * up to the largest array there is
@@ -303,7 +286,7 @@ static void test_chain_lengths(const TestMode *mode)
         for (unsigned out = 0; out <= lengths[i]; out += 1 + out / 3) {
             offer_chain(&q, lengths[i], out);
             g_assert_cmpint(vring_pop(&q.vring, &elem, &q.buf), ==, 1);
-            check_long_element(&q, &elem, lengths[i], out);
+            test_check_long(&q, &elem, lengths[i], out);
             test_queue_use(&q, &elem, 0);
             vring_buffer_release(&q.buf);
         }
@@ -328,7 +311,7 @@ static void test_grown_buffer(const TestMode *mode)
         longest = MAX(longest, lengths[i]);
         offer_chain(&q, lengths[i], lengths[i] / 2);
         g_assert_cmpint(vring_pop(&q.vring, &elem, &q.buf), ==, 1);
-        check_long_element(&q, &elem, lengths[i], lengths[i] / 2);
+        test_check_long(&q, &elem, lengths[i], lengths[i] / 2);
         g_assert_cmpuint(q.buf.capacity, >=, longest);
         /* Bounded: no more than twice what was needed */
         g_assert_cmpuint(q.buf.capacity, <, 2 * longest);
@@ -655,7 +638,7 @@ static void test_long_table(const TestMode *mode)
         driver_offer(&q.drv, 63);
         g_assert_cmpint(vring_pop(&q.vring, &elem, &q.buf), ==, 1);
         g_assert_cmpuint(elem.index, ==, 63);
-        check_long_element(&q, &elem, n, out);
+        test_check_long(&q, &elem, n, out);
         test_queue_use(&q, &elem, 0);
         vring_buffer_release(&q.buf);
     }

@@ -672,6 +672,37 @@ void test_queue_use(TestQueue *q, const VirtQueueElement *elem, uint32_t len)
     test_queue_use_buf(q, elem, &q->buf, len);
 }
 
+void test_check_long(TestQueue *q, const VirtQueueElement *elem, unsigned n,
+                     unsigned out)
+{
+    g_assert_cmpuint(elem->out_num, ==, out);
+    g_assert_cmpuint(elem->in_num, ==, n - out);
+    for (unsigned i = 0; i < n; i++) {
+        bool is_out = i < out;
+        const struct iovec *sg = is_out ? &elem->out_sg[i]
+                                        : &elem->in_sg[i - out];
+        hwaddr addr = is_out ? elem->out_addr[i] : elem->in_addr[i - out];
+
+        g_assert_cmphex(addr, ==, DATA_BASE + 32 * i);
+        g_assert(sg->iov_base == q->data + 32 * i);
+        g_assert_cmpuint(sg->iov_len, ==, 16 + i % 16);
+    }
+}
+
+void test_queue_look_again(TestQueue *q)
+{
+    VirtQueueElement elem;
+
+    vring_disable_notification(&q->vring);
+    g_assert_cmpint(vring_pop(&q->vring, &elem, &q->buf), ==, 0);
+    driver_offer_buffer(&q->drv, 1, DATA_BASE, 1, true);
+    g_assert_true(vring_enable_notification(&q->vring));
+    vring_disable_notification(&q->vring);
+    g_assert_cmpint(vring_pop(&q->vring, &elem, &q->buf), ==, 1);
+    test_queue_use(q, &elem, 0);
+    g_assert_false(vring_enable_notification(&q->vring));
+}
+
 void test_queue_run(TestQueue *q, uint16_t i)
 {
     unsigned offset = 16 * (i % 1024);

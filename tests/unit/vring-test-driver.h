@@ -292,6 +292,19 @@ void test_check_vectors(TestQueue *q, const VirtQueueElement *elem,
                         const TestDesc *vector, unsigned n);
 
 /**
+ * test_check_long: likewise for @n vectors, the first @out of them readable;
+ *                  vector i has 16 + i % 16 bytes at DATA_BASE + 32 * i
+ */
+void test_check_long(TestQueue *q, const VirtQueueElement *elem, unsigned n,
+                     unsigned out);
+
+/**
+ * test_queue_look_again: a buffer comes when the device does not ask for a
+ *                        kick, and is seen when it asks again
+ */
+void test_queue_look_again(TestQueue *q);
+
+/**
  * test_queue_run: one buffer of its own from the driver through the device
  * @i: split: descriptor, also made the head; packed: buffer id
  */
