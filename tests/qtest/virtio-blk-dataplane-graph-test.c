@@ -13,6 +13,7 @@
  */
 
 #include "qemu/osdep.h"
+#include <sys/prctl.h>
 #include "qapi/error.h"
 #include "qobject/qdict.h"
 #include "qobject/qjson.h"
@@ -276,6 +277,296 @@ static void test_resize_below(const void *opaque)
     }
 }
 
+/* --- another user in another IOThread ---------------------------------- */
+
+/* Context: the child; it must not outlive a test that fails */
+static void load_setup(void *unused)
+{
+    prctl(PR_SET_PDEATHSIG, SIGKILL);
+}
+
+/* A process that writes to the export "e" without end */
+static GPid load_start(const char *socket)
+{
+    g_autofree char *url = g_strdup_printf("nbd+unix:///e?socket=%s", socket);
+    const char *argv[] = {
+        g_getenv("QTEST_QEMU_IMG"), "bench", "-q", "-w", "-f", "raw",
+        "-c", "2000000000", "-d", "16", "-s", "512", url, NULL
+    };
+    g_autoptr(GError) error = NULL;
+    GPid pid;
+
+    g_spawn_async(NULL, (char **)argv, NULL,
+                  G_SPAWN_DO_NOT_REAP_CHILD | G_SPAWN_STDOUT_TO_DEV_NULL |
+                  G_SPAWN_STDERR_TO_DEV_NULL, load_setup, NULL, &pid, &error);
+    g_assert_no_error(error);
+    return pid;
+}
+
+static int64_t highest_offset(Guest *g, const char *node)
+{
+    QDict *rsp = dp_qmp(g->vm, NULL, "{'execute': 'query-blockstats',"
+                        " 'arguments': {'query-nodes': true}}");
+    const QListEntry *e;
+    int64_t offset = -1;
+
+    QLIST_FOREACH_ENTRY(qdict_get_qlist(rsp, "return"), e)
+    {
+        QDict *node_info = qobject_to(QDict, qlist_entry_obj(e));
+
+        if (!g_strcmp0(qdict_get_try_str(node_info, "node-name"), node)) {
+            offset = qdict_get_int(qdict_get_qdict(node_info, "stats"),
+                                   "wr_highest_offset");
+        }
+    }
+    qobject_unref(rsp);
+    return offset;
+}
+
+/* Each is opened above "busy" and goes again, which may move "busy" */
+static const char *const beside[] = {
+    "'driver': 'raw', 'file': 'busy'",
+    "'driver': 'throttle', 'throttle-group': 'tg', 'file': 'busy'",
+    "'driver': 'blkdebug', 'image': 'busy'",
+    "'driver': 'blkverify', 'test': 'busy', 'raw': 'aside'",
+    "'driver': 'blklogwrites', 'log': 'aside', 'file': 'busy'",
+    "'driver': 'qcow2', 'file': 'f1', 'backing': 'busy'",
+    "'driver': 'qcow2', 'file': 'f2', 'backing': null, 'data-file': 'busy'",
+};
+
+/* Where the commands that follow find all that is connected to "busy" */
+static void beside_move(Guest *g)
+{
+    dp_qmp_ok(g->vm, NULL, "{'execute': 'x-blockdev-set-iothread',"
+              " 'arguments': {'node-name': 'busy', 'iothread': 'io1',"
+              " 'force': true}}");
+}
+
+/*
+ * covers: E11: while an export in an IOThread, which may leave it, is under
+ * load, nodes are opened above its node, and go
+ */
+static void test_open_beside(const void *opaque)
+{
+    g_autofree char *socket = dp_tmp("nbd.sock");
+    g_autofree char *f1 = dp_tmp("f1.qcow2");
+    g_autofree char *f2 = dp_tmp("f2.qcow2");
+    g_autofree char *f2_data = dp_tmp("f2.data");
+    g_autofree char *create = g_strdup_printf(
+        "%s create -q -f qcow2 -o data_file=%s,data_file_raw=on %s %dM",
+        g_getenv("QTEST_QEMU_IMG"), f2_data, f2, IMAGE_MB);
+    gint64 deadline;
+    Guest g = { 0 };
+    GPid load;
+
+    g_assert_true(mkimg(f1, "qcow2", IMAGE_MB));
+    g_assert_cmpint(system(create), ==, 0);
+    guest_start(&g, opaque);
+    guest_add_disk(&g, "n0");
+    dp_qmp_ok(g.vm, NULL, "{'execute': 'blockdev-add', 'arguments': {"
+              " 'driver': 'null-co', 'node-name': 'busy', 'size': %" PRId64
+              ", 'read-zeroes': true}}", (int64_t)IMAGE_MB * MIB);
+    dp_qmp_ok(g.vm, NULL, "{'execute': 'blockdev-add', 'arguments': {"
+              " 'driver': 'raw', 'node-name': 'exported', 'file': 'busy'}}");
+    dp_qmp_ok(g.vm, NULL, "{'execute': 'blockdev-add', 'arguments': {"
+              " 'driver': 'file', 'node-name': 'f1', 'filename': %s}}", f1);
+    dp_qmp_ok(g.vm, NULL, "{'execute': 'blockdev-add', 'arguments': {"
+              " 'driver': 'file', 'node-name': 'f2', 'filename': %s}}", f2);
+    dp_qmp_ok(g.vm, NULL, "{'execute': 'nbd-server-start', 'arguments': {"
+              " 'addr': {'type': 'unix', 'data': {'path': %s}}}}", socket);
+    dp_qmp_ok(g.vm, NULL, "{'execute': 'block-export-add', 'arguments': {"
+              " 'type': 'nbd', 'id': 'e', 'name': 'e', 'writable': true,"
+              " 'node-name': 'exported', 'iothread': 'io1'}}");
+    load = load_start(socket);
+    deadline = dp_deadline();
+    while (highest_offset(&g, "exported") <= 0) {
+        g_assert_cmpint(waitpid(load, NULL, WNOHANG), ==, 0);
+        dp_check_deadline(deadline, "the load");
+    }
+
+    for (unsigned i = 0; i < ARRAY_SIZE(beside); i++) {
+        g_test_message("%s", beside[i]);
+        for (unsigned round = 0; round < 20; round++) {
+            g_autofree char *cmd = g_strdup_printf(
+                "{'execute': 'blockdev-add', 'arguments': {"
+                " 'node-name': 'above', %s}}", beside[i]);
+
+            beside_move(&g);
+            dp_qmp_ok(g.vm, g.load, "%p",
+                      qobject_from_json(cmd, &error_abort));
+            beside_move(&g);
+            node_del(&g, "above");
+        }
+    }
+
+    g_assert_cmpint(waitpid(load, NULL, WNOHANG), ==, 0);
+    kill(load, SIGKILL);
+    waitpid(load, NULL, 0);
+    dp_qmp_ok(g.vm, NULL, "{'execute': 'nbd-server-stop'}");
+    guest_finish(&g);
+    dp_tmp_cleanup();
+}
+
+/* --- jobs on filters --------------------------------------------------- */
+
+static void wait_event(Guest *g, const char *event)
+{
+    qtest_qmp_eventwait(g->vm->qts, event);
+}
+
+/*
+ * covers: M10: a mirror, a snapshot and its commit, of a disk on a compress
+ * filter
+ */
+static void test_compress_jobs(const void *opaque)
+{
+    g_autofree char *over = dp_tmp("over.qcow2");
+    Guest g = { 0 };
+    uint64_t sector = 0;
+
+    g_assert_true(mkimg(over, "qcow2", IMAGE_MB));
+    guest_start(&g, opaque);
+    filter_add(&g, &filters[2], "top", "n0");
+    dp_qmp_ok(g.vm, NULL, "{'execute': 'blockdev-add', 'arguments': {"
+              " 'driver': 'qcow2', 'node-name': 'over', 'backing': null,"
+              " 'file': {'driver': 'file', 'filename': %s}}}", over);
+    dp_qmp_ok(g.vm, NULL, "%p", qobject_from_jsonf_nofail(
+              "{'execute': 'device_add', 'arguments': {"
+              " 'driver': 'virtio-blk-pci', 'id': 'd0', 'drive': 'top',"
+              " 'addr': '4', 'iothread': 'io0', 'x-data-plane': %s}}",
+              g.mode->plane ? "auto" : "off"));
+    g.disk = dp_disk_new(g.vm, DP_F_ALL);
+    /* Whole clusters, as a cluster cannot be compressed twice */
+    for (; sector < 4 * CLUSTER_SECTORS; sector += CLUSTER_SECTORS) {
+        g_assert_cmpint(dp_rw(g.disk, VIRTIO_BLK_T_OUT, sector, 65536,
+                              sector + 1), ==, OK);
+    }
+
+    dp_qmp_ok(g.vm, NULL, "{'execute': 'blockdev-mirror', 'arguments': {"
+              " 'device': 'top', 'job-id': 'j', 'target': 'aside',"
+              " 'sync': 'full'}}");
+    wait_event(&g, "BLOCK_JOB_READY");
+    dp_qmp_ok(g.vm, NULL, "{'execute': 'block-job-cancel',"
+              " 'arguments': {'device': 'j'}}");
+    wait_event(&g, "BLOCK_JOB_COMPLETED");
+
+    dp_qmp_ok(g.vm, NULL, "{'execute': 'blockdev-snapshot', 'arguments': {"
+              " 'node': 'top', 'overlay': 'over'}}");
+    g_assert_cmpint(dp_rw(g.disk, VIRTIO_BLK_T_OUT, sector, 65536, sector + 1),
+                    ==, OK);
+    dp_qmp_ok(g.vm, NULL, "{'execute': 'block-commit', 'arguments': {"
+              " 'device': 'over', 'job-id': 'j'}}");
+    wait_event(&g, "BLOCK_JOB_READY");
+    dp_qmp_ok(g.vm, NULL, "{'execute': 'job-complete',"
+              " 'arguments': {'id': 'j'}}");
+    wait_event(&g, "BLOCK_JOB_COMPLETED");
+
+    for (sector = 0; sector <= 4 * CLUSTER_SECTORS; sector += CLUSTER_SECTORS) {
+        g_assert_cmpint(dp_rw(g.disk, VIRTIO_BLK_T_IN, sector, 65536,
+                              sector + 1), ==, OK);
+    }
+    dp_assert_mode(g.vm, g.mode);
+    dp_disk_free(g.disk);
+    dp_vm_quit(g.vm);
+}
+
+/* --- drivers that check what QEMU does --------------------------------- */
+
+typedef struct Range {
+    uint32_t type;
+    uint32_t flags;
+    uint64_t sector;
+    uint32_t sectors;
+} Range;
+
+static const Range ranges[] = {
+    { VIRTIO_BLK_T_WRITE_ZEROES, 0, 0, 8 },
+    { VIRTIO_BLK_T_WRITE_ZEROES, 0, 3, 7 },
+    { VIRTIO_BLK_T_WRITE_ZEROES, VIRTIO_BLK_WRITE_ZEROES_FLAG_UNMAP, 8, 256 },
+    { VIRTIO_BLK_T_DISCARD, 0, 8, 8 },
+    { VIRTIO_BLK_T_DISCARD, 0, 15, 2 },
+    { VIRTIO_BLK_T_DISCARD, 0, 1, 1 },
+    { VIRTIO_BLK_T_DISCARD, 0, 5, 700 },
+};
+
+static void send_range(Guest *g, const Range *range)
+{
+    struct virtio_blk_discard_write_zeroes seg = {
+        .sector = cpu_to_le64(GROW_FIRST + range->sector),
+        .num_sectors = cpu_to_le32(range->sectors),
+        .flags = cpu_to_le32(range->flags),
+    };
+    DpReq *req = dp_req(g->disk, range->type, 0, sizeof(seg));
+
+    qtest_memwrite(g->vm->qts, req->data, &seg, sizeof(seg));
+    g_assert_cmpint(dp_run(g->disk, req), ==, OK);
+    dp_req_free(g->disk, req);
+}
+
+static void check_zeroes(Guest *g, const Range *range)
+{
+    DpReq *req = dp_req(g->disk, VIRTIO_BLK_T_IN, GROW_FIRST + range->sector,
+                        range->sectors * DP_SECTOR);
+
+    g_assert_cmpint(dp_run(g->disk, req), ==, OK);
+    g_assert_true(dp_req_is_byte(g->disk, req, 0));
+    dp_req_free(g->disk, req);
+}
+
+static void run_ranges(const DpMode *mode, const char *json)
+{
+    Filter f = { "checker", json };
+    Guest g = { 0 };
+
+    g_test_message("%s", json);
+    guest_start(&g, mode);
+    filter_add(&g, &f, "top", "");
+    guest_add_disk(&g, "top");
+    for (unsigned i = 0; i < ARRAY_SIZE(ranges); i++) {
+        g_assert_cmpint(dp_rw(g.disk, VIRTIO_BLK_T_OUT, GROW_FIRST, MIB / 2,
+                              i + 1), ==, OK);
+        send_range(&g, &ranges[i]);
+        if (ranges[i].type == VIRTIO_BLK_T_WRITE_ZEROES) {
+            check_zeroes(&g, &ranges[i]);
+        }
+    }
+    guest_finish(&g);
+}
+
+/* covers: M10: a guest writes zeroes and discards through blkverify */
+static void test_verify_ranges(const void *opaque)
+{
+    run_ranges(opaque, "'driver': 'blkverify', 'test': 'n0', 'raw': 'old'");
+}
+
+/* Without "unmap" the block layer drops the guest's discards */
+#define DEBUG_NODE "'driver': 'blkdebug', 'discard': 'unmap', 'image': "
+
+/* covers: M10: the same through blkdebug, with and without alignments */
+static void test_debug_ranges(const void *opaque)
+{
+    static const char *const options[] = {
+        DEBUG_NODE "'n0'",
+        DEBUG_NODE "'n0', 'align': 4096",
+        DEBUG_NODE "'n0', 'opt-discard': 65536",
+        DEBUG_NODE "'n0', 'align': 4096, 'opt-discard': 65536,"
+        " 'opt-write-zero': 65536",
+    };
+    g_autofree char *plain = NULL;
+    g_autofree char *aligned = NULL;
+
+    for (unsigned i = 0; i < ARRAY_SIZE(options); i++) {
+        run_ranges(opaque, options[i]);
+    }
+
+    /* A file has no alignment of discards. */
+    plain = dp_tmp("plain.raw");
+    g_assert_true(mkimg(plain, "raw", IMAGE_MB));
+    aligned = g_strdup_printf(DEBUG_NODE "{'driver': 'file',"
+                              " 'filename': '%s'}, 'align': 4096", plain);
+    run_ranges(opaque, aligned);
+}
+
 /* --- the write cache is off -------------------------------------------- */
 
 /*
@@ -476,6 +767,10 @@ int main(int argc, char **argv)
         { "open-above", test_open_above },
         { "insert-filter", test_insert_filter },
         { "resize-below", test_resize_below },
+        { "open-beside", test_open_beside },
+        { "compress-jobs", test_compress_jobs },
+        { "verify-ranges", test_verify_ranges },
+        { "debug-ranges", test_debug_ranges },
         { "first-flush", test_first_flush },
         { "qed-threads", test_qed_threads },
     };
