@@ -80,7 +80,7 @@ static void guest_start(Guest *g, const DpMode *mode)
                         IMAGE_MB * MIB, old, path);
 }
 
-static void guest_add_disk(Guest *g, const char *node)
+static void guest_plug_disk(Guest *g, const char *node)
 {
     g_autofree char *cmd = g_strdup_printf(
         "{'execute': 'device_add', 'arguments': {"
@@ -89,6 +89,12 @@ static void guest_add_disk(Guest *g, const char *node)
 
     dp_qmp_ok(g->vm, NULL, "%p", qobject_from_json(cmd, &error_abort));
     g->disk = dp_disk_new(g->vm, DP_F_ALL);
+}
+
+/* A disk with a load on it */
+static void guest_add_disk(Guest *g, const char *node)
+{
+    guest_plug_disk(g, node);
     g->load = dp_load_new(g->disk, DEPTH, 64);
     dp_load_run(g->load, 4 * DEPTH);
 }
@@ -102,15 +108,22 @@ static void guest_finish(Guest *g)
     dp_vm_quit(g->vm);
 }
 
-static void filter_add(Guest *g, const Filter *f, const char *node,
-                       const char *child)
+/* @json: what follows node-name */
+static void node_add(Guest *g, const char *node, const char *json)
 {
-    g_autofree char *json = g_strdup_printf(f->json, child);
     g_autofree char *cmd = g_strdup_printf(
         "{'execute': 'blockdev-add', 'arguments': {'node-name': '%s', %s}}",
         node, json);
 
     dp_qmp_ok(g->vm, g->load, "%p", qobject_from_json(cmd, &error_abort));
+}
+
+static void filter_add(Guest *g, const Filter *f, const char *node,
+                       const char *child)
+{
+    g_autofree char *json = g_strdup_printf(f->json, child);
+
+    node_add(g, node, json);
 }
 
 static void node_del(Guest *g, const char *node)
@@ -127,22 +140,31 @@ static void set_file(Guest *g, const char *node)
               " 'node-name': 'n0', 'file': %s}]}}", node);
 }
 
+/* What a query that answers with a list says of a node, or NULL; borrowed */
+static QDict *entry_of(QDict *rsp, const char *node)
+{
+    const QListEntry *e;
+
+    QLIST_FOREACH_ENTRY(qdict_get_qlist(rsp, "return"), e)
+    {
+        QDict *entry = qobject_to(QDict, qlist_entry_obj(e));
+
+        if (!g_strcmp0(qdict_get_try_str(entry, "node-name"), node)) {
+            return entry;
+        }
+    }
+    return NULL;
+}
+
 static int64_t node_length(Guest *g, const char *node)
 {
     QDict *rsp = dp_qmp(g->vm, NULL, "{'execute': 'query-named-block-nodes',"
                         " 'arguments': {'flat': true}}");
-    const QListEntry *e;
-    int64_t length = -1;
+    QDict *info = entry_of(rsp, node);
+    int64_t length;
 
-    QLIST_FOREACH_ENTRY(qdict_get_qlist(rsp, "return"), e)
-    {
-        QDict *info = qobject_to(QDict, qlist_entry_obj(e));
-
-        if (!strcmp(qdict_get_str(info, "node-name"), node)) {
-            length = qdict_get_int(qdict_get_qdict(info, "image"),
-                                   "virtual-size");
-        }
-    }
+    g_assert_nonnull(info);
+    length = qdict_get_int(qdict_get_qdict(info, "image"), "virtual-size");
     qobject_unref(rsp);
     g_assert_cmpint(length, >=, 0);
     return length;
@@ -307,18 +329,12 @@ static int64_t highest_offset(Guest *g, const char *node)
 {
     QDict *rsp = dp_qmp(g->vm, NULL, "{'execute': 'query-blockstats',"
                         " 'arguments': {'query-nodes': true}}");
-    const QListEntry *e;
-    int64_t offset = -1;
+    QDict *info = entry_of(rsp, node);
+    int64_t offset;
 
-    QLIST_FOREACH_ENTRY(qdict_get_qlist(rsp, "return"), e)
-    {
-        QDict *node_info = qobject_to(QDict, qlist_entry_obj(e));
-
-        if (!g_strcmp0(qdict_get_try_str(node_info, "node-name"), node)) {
-            offset = qdict_get_int(qdict_get_qdict(node_info, "stats"),
-                                   "wr_highest_offset");
-        }
-    }
+    g_assert_nonnull(info);
+    offset = qdict_get_int(qdict_get_qdict(info, "stats"),
+                           "wr_highest_offset");
     qobject_unref(rsp);
     return offset;
 }
@@ -387,13 +403,8 @@ static void test_open_beside(const void *opaque)
     for (unsigned i = 0; i < ARRAY_SIZE(beside); i++) {
         g_test_message("%s", beside[i]);
         for (unsigned round = 0; round < 20; round++) {
-            g_autofree char *cmd = g_strdup_printf(
-                "{'execute': 'blockdev-add', 'arguments': {"
-                " 'node-name': 'above', %s}}", beside[i]);
-
             beside_move(&g);
-            dp_qmp_ok(g.vm, g.load, "%p",
-                      qobject_from_json(cmd, &error_abort));
+            node_add(&g, "above", beside[i]);
             beside_move(&g);
             node_del(&g, "above");
         }
@@ -404,7 +415,6 @@ static void test_open_beside(const void *opaque)
     waitpid(load, NULL, 0);
     dp_qmp_ok(g.vm, NULL, "{'execute': 'nbd-server-stop'}");
     guest_finish(&g);
-    dp_tmp_cleanup();
 }
 
 /* --- jobs on filters --------------------------------------------------- */
@@ -430,12 +440,7 @@ static void test_compress_jobs(const void *opaque)
     dp_qmp_ok(g.vm, NULL, "{'execute': 'blockdev-add', 'arguments': {"
               " 'driver': 'qcow2', 'node-name': 'over', 'backing': null,"
               " 'file': {'driver': 'file', 'filename': %s}}}", over);
-    dp_qmp_ok(g.vm, NULL, "%p", qobject_from_jsonf_nofail(
-              "{'execute': 'device_add', 'arguments': {"
-              " 'driver': 'virtio-blk-pci', 'id': 'd0', 'drive': 'top',"
-              " 'addr': '4', 'iothread': 'io0', 'x-data-plane': %s}}",
-              g.mode->plane ? "auto" : "off"));
-    g.disk = dp_disk_new(g.vm, DP_F_ALL);
+    guest_plug_disk(&g, "top");
     /* Whole clusters, as a cluster cannot be compressed twice */
     for (; sector < 4 * CLUSTER_SECTORS; sector += CLUSTER_SECTORS) {
         g_assert_cmpint(dp_rw(g.disk, VIRTIO_BLK_T_OUT, sector, 65536,
@@ -515,12 +520,11 @@ static void check_zeroes(Guest *g, const Range *range)
 
 static void run_ranges(const DpMode *mode, const char *json)
 {
-    Filter f = { "checker", json };
     Guest g = { 0 };
 
     g_test_message("%s", json);
     guest_start(&g, mode);
-    filter_add(&g, &f, "top", "");
+    node_add(&g, "top", json);
     guest_add_disk(&g, "top");
     for (unsigned i = 0; i < ARRAY_SIZE(ranges); i++) {
         g_assert_cmpint(dp_rw(g.disk, VIRTIO_BLK_T_OUT, GROW_FIRST, MIB / 2,
