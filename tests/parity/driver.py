@@ -500,10 +500,12 @@ class PackedRing:
         """Lengths, in the order of the chains, when all are used."""
         while len(self._lengths) < number:
             where = self._desc + 16 * self._used
-            length, chain, flags = self._arena.unpack('IHH', where + 8)
+            flags, = self._arena.unpack('H', where + 14)
             if not (bool(flags & 0x80) == bool(flags & 0x8000)
                     == self._used_wrap):
                 return None
+            # Only now: the flags say that the rest has been written (2.8.22).
+            length, chain = self._arena.unpack('IH', where + 8)
             self._lengths[chain] = length
             self._used += self._chains[chain]
             if self._used >= self._size:
