@@ -142,6 +142,11 @@ void vring_memory_unmap(VringMemory *mem, void *host, hwaddr len,
     ring_general_path(__func__);
 }
 
+bool vring_memory_is_ram(VringMemory *mem, void *host)
+{
+    ring_general_path(__func__);
+}
+
 bool vring_memory_map_region(VringMemory *mem, hwaddr addr, hwaddr len,
                              bool is_write, VringRegion *region)
 {

@@ -15,6 +15,7 @@
 #include "qemu/cutils.h"
 #include "qobject/qdict.h"
 #include "qobject/qlist.h"
+#include "standard-headers/linux/pci_regs.h"
 #include "libqos/malloc-pc.h"
 #include "libqos/pci-pc.h"
 #include "virtio-blk-dataplane-common.h"
@@ -23,6 +24,7 @@
 #define PAGE 4096ull
 #define STATUS_OFFSET 64
 #define TABLE_OFFSET 256
+#define HEADER_BYTES 16
 #define HEAD_BYTES 128          /* header, canaries and status */
 #define CANARY 0xa5
 #define DEFAULT_NUM 256
@@ -30,6 +32,8 @@
 #define RAM_MIB 64
 #define VIRT_RAM 0x40000000ull
 #define SPLIT_AT 200            /* odd place to cut data at */
+#define PORT_WINDOW 0xe0000000u /* memory behind a root port, 16 MiB */
+#define PORT_WINDOWS 0xe0f0e000u
 #define VECTOR_CONFIG 0
 #define VECTOR_QUEUE 1          /* and on, one for each queue */
 
@@ -266,6 +270,19 @@ DpDisk *dp_disk_wrap(DpVm *vm, const char *id, QVirtioDevice *vdev)
     g_ptr_array_add(disk->queues, disk);
     dp_ring_new(disk);
     return disk;
+}
+
+void dp_open_port(DpVm *vm, int devfn, unsigned bus)
+{
+    QPCIDevice *port = qpci_device_find(vm->bus, devfn);
+
+    g_assert_nonnull(port);
+    vm->bus->mmio_alloc_ptr = PORT_WINDOW;
+    qpci_config_writel(port, PCI_PRIMARY_BUS, bus << 16 | bus << 8);
+    qpci_config_writel(port, PCI_MEMORY_BASE, PORT_WINDOWS);
+    qpci_config_writel(port, PCI_PREF_MEMORY_BASE, PORT_WINDOWS);
+    qpci_device_enable(port);
+    g_free(port);
 }
 
 DpDisk *dp_disk_probe(DpVm *vm, const char *id, int slot)
@@ -681,7 +698,7 @@ static unsigned build_segs(const DpReq *req, DpSeg *seg)
             n = add_seg(seg, n, req->data + i * piece, piece, flags);
         }
     } else {
-        n = add_seg(seg, n, req->page, 16, 0);
+        n = add_seg(seg, n, req->header_at ?: req->page, HEADER_BYTES, 0);
         n = add_seg(seg, n, req->data, req->len, flags);
     }
     return add_seg(seg, n, req->status_addr, 1, VRING_DESC_F_WRITE);
@@ -765,9 +782,15 @@ void dp_submit(DpDisk *disk, DpReq *req)
     unsigned n;
 
     g_assert_false(req->in_flight);
-    req->status_addr = req->page + STATUS_OFFSET;
+    req->status_addr = req->status_at ?: req->page + STATUS_OFFSET;
     head_image(req, DP_NO_STATUS, head);
     qtest_memwrite(disk->vm->qts, req->page, head, sizeof(head));
+    if (req->header_at) {
+        qtest_memwrite(disk->vm->qts, req->header_at, head, HEADER_BYTES);
+    }
+    if (req->status_at) {
+        qtest_writeb(disk->vm->qts, req->status_at, DP_NO_STATUS);
+    }
 
     n = req->framing == DP_MERGED ? build_merged(disk, req, seg)
                                   : build_segs(req, seg);
@@ -851,7 +874,8 @@ static void check_head(DpDisk *disk, DpReq *req)
     uint8_t got[HEAD_BYTES], want[HEAD_BYTES];
 
     req->status = qtest_readb(disk->vm->qts, req->status_addr);
-    head_image(req, req->framing == DP_MERGED && req->to_guest ?
+    head_image(req, req->status_at ||
+                    (req->framing == DP_MERGED && req->to_guest) ?
                     DP_NO_STATUS : req->status, want);
     qtest_memread(disk->vm->qts, req->page, got, sizeof(got));
     g_assert_cmpmem(got, sizeof(got), want, sizeof(want));

@@ -109,7 +109,9 @@ typedef struct DpReq {
     DpFraming framing;
     unsigned pieces;        /* of data, or 0; DP_INDIRECT, the table is ours */
     uint64_t page;          /* header and status, among canaries */
-    uint64_t data;
+    uint64_t data;          /* may be set, as the next two, if not in pieces */
+    uint64_t header_at;     /* DP_DIRECT: instead of in @page, or 0 */
+    uint64_t status_at;
     uint64_t status_addr;
     uint64_t table;
     uint16_t head;          /* of a packed ring: the buffer ID */
@@ -240,6 +242,13 @@ DpVm *dp_vm_null(const DpMode *mode, const char *opts, const char *props);
  * dp_vm_file: a VM with one disk "d0" on a raw node "n0" on a file "disk.img"
  */
 DpVm *dp_vm_file(const DpMode *mode, uint64_t size, const char *props);
+
+/**
+ * dp_open_port: let what is behind a root port be reached
+ * @devfn: of the port
+ * @bus: number that the bus behind it gets
+ */
+void dp_open_port(DpVm *vm, int devfn, unsigned bus);
 
 /**
  * dp_disk_probe: find the device in PCI slot @slot

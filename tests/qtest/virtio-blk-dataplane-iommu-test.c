@@ -423,18 +423,6 @@ static void assert_fault(Guest *g, unsigned page, unsigned reason)
 
 /* The disk */
 
-static void set_up_port(Guest *g)
-{
-    QPCIDevice *port = qpci_device_find(g->vm->bus, PORT_DEVFN);
-
-    g_assert_nonnull(port);
-    qpci_config_writel(port, PCI_PRIMARY_BUS, DISK_BUS << 16 | DISK_BUS << 8);
-    qpci_config_writel(port, PCI_MEMORY_BASE, 0xfbf0e000);
-    qpci_config_writel(port, PCI_PREF_MEMORY_BASE, 0xfbf0e000);
-    qpci_device_enable(port);
-    g_free(port);
-}
-
 static void common_writew(Guest *g, size_t offset, uint16_t value)
 {
     qpci_io_writew(g->pci->pdev, g->pci->bar,
@@ -451,8 +439,7 @@ static void disk_probe(Guest *g)
 {
     QPCIAddress addr = { .devfn = DISK_BUS << 8 };
 
-    g->vm->bus->mmio_alloc_ptr = 0xe0000000;
-    set_up_port(g);
+    dp_open_port(g->vm, PORT_DEVFN, DISK_BUS);
     g->pci = virtio_pci_new(g->vm->bus, &addr);
     g_assert_nonnull(g->pci);
     g->vdev = &g->pci->vdev;

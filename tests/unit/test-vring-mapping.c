@@ -24,6 +24,8 @@
 #define IOMMU_SIZE  0x10000ull
 #define ROM_BASE    0x30000000ull
 #define SPARE_BASE  0x40000000ull
+#define MMIO_BASE   0x50000000ull
+#define MMIO_SIZE   0x1000ull
 
 static void mapping_queue_init(TestQueue *q, const VringConfig *config)
 {
@@ -983,6 +985,163 @@ static void test_push_foreign_element(const TestMode *mode)
     }
 }
 
+/* What is not RAM, and left to the owner */
+
+/* RAM in two pieces, MMIO, and RAM behind it in two pieces, too */
+static const TestDesc bounce_desc[] = {
+    { DATA_BASE, 16, NEXT, 1 },
+    { NEXT_BASE - 100, 200, WRITE | NEXT, 2 },
+    { MMIO_BASE + 8, 300, WRITE | NEXT, 3 },
+    { NEXT_BASE - 1, 2, WRITE },
+};
+static const struct {
+    hwaddr addr;
+    uint32_t len;
+} bounce_pieces[] = {
+    { DATA_BASE, 16 }, { NEXT_BASE - 100, 100 }, { NEXT_BASE, 100 },
+    { MMIO_BASE + 8, 300 }, { NEXT_BASE - 1, 1 }, { NEXT_BASE, 1 },
+};
+#define BOUNCE_PIECES ARRAY_SIZE(bounce_pieces)
+#define BOUNCE_COPY 3
+
+static void bounce_queue_init(TestQueue *q, const TestMode *mode)
+{
+    VringConfig config = mode_config(mode);
+
+    config.bounce = true;
+    mapping_queue_init(q, &config);
+    test_memory_add(q->mem, MMIO_BASE, MMIO_SIZE, TEST_MMIO);
+    test_memory_commit(q->mem);
+    vring_refresh_memory(&q->vring);
+}
+
+static void check_unmapped(TestQueue *q, const VirtQueueElement *elem,
+                           const VringBuffer *buf)
+{
+    g_assert_false(vring_is_mapped(buf));
+    g_assert_false(vring_is_bounced(buf));
+    g_assert_cmpuint(test_memory_mappings(q->mem), ==, 0);
+    g_assert_cmpuint(elem->out_num, ==, 1);
+    g_assert_cmpuint(elem->in_num, ==, BOUNCE_PIECES - 1);
+    g_assert_cmphex(elem->out_addr[0], ==, bounce_pieces[0].addr);
+    g_assert_cmpuint(elem->out_sg[0].iov_len, ==, bounce_pieces[0].len);
+    for (unsigned i = 1; i < BOUNCE_PIECES; i++) {
+        g_assert_cmphex(elem->in_addr[i - 1], ==, bounce_pieces[i].addr);
+        g_assert_cmpuint(elem->in_sg[i - 1].iov_len, ==, bounce_pieces[i].len);
+    }
+}
+
+/* As the main loop does */
+static void bounce(TestQueue *q, const VirtQueueElement *elem,
+                   VringBuffer *buf, struct iovec *iov)
+{
+    for (unsigned i = 0; i < BOUNCE_PIECES; i++) {
+        hwaddr len = bounce_pieces[i].len, addr = bounce_pieces[i].addr;
+
+        iov[i].iov_len = len;
+        iov[i].iov_base = i == BOUNCE_COPY ?
+            test_memory_copy(q->mem, addr, len) :
+            vring_memory_map(q->mem, addr, &len, i > 0);
+        g_assert_cmpuint(len, ==, iov[i].iov_len);
+    }
+    vring_set_bounced(elem, buf, iov);
+    g_assert_true(vring_is_mapped(buf));
+    g_assert_true(vring_is_bounced(buf));
+}
+
+static void unbounce(TestQueue *q, VringBuffer *buf, const struct iovec *iov)
+{
+    for (unsigned i = 0; i < BOUNCE_PIECES; i++) {
+        vring_memory_unmap(q->mem, iov[i].iov_base, iov[i].iov_len,
+                           i > 0 && i != BOUNCE_COPY);
+    }
+    vring_set_unmapped(buf);
+}
+
+typedef enum Bounced {
+    LEFT_UNMAPPED,      /* given up as it was popped */
+    GIVEN_UP,           /* or when it was mapped */
+    GIVEN_UP_UNMAPPED,  /* or when it was mapped no more */
+    GIVEN_BACK,
+    BOUNCED_ENDS,
+} Bounced;
+
+static void end_bounced(TestQueue *q, const VirtQueueElement *elem,
+                        VringBuffer *buf, Bounced end)
+{
+    const uint64_t in_ram = 100 + 100 + 1 + 1, twice = 2;
+    struct iovec iov[BOUNCE_PIECES];
+    uint64_t dirty = 0;
+
+    test_memory_clean(q->mem);
+    if (end != LEFT_UNMAPPED) {
+        bounce(q, elem, buf, iov);
+        dirty = in_ram - twice;
+    }
+    if (end == GIVEN_BACK || end == GIVEN_UP_UNMAPPED) {
+        unbounce(q, buf, iov);
+    }
+    if (end == GIVEN_BACK) {
+        test_memory_clean(q->mem);
+        test_queue_use_buf(q, elem, buf, 501);
+    } else {
+        vring_detach(&q->vring, elem, buf);
+        g_assert_cmpuint(test_memory_all_dirty(q->mem), ==, dirty);
+    }
+    g_assert_cmpuint(test_memory_mappings(q->mem), ==, 0);
+    g_assert_cmpint(buf->mapping, ==, VRING_MAPPED);
+}
+
+/* covers: E4, ROBS-8: whatever becomes of an element that is left unmapped */
+static void test_bounced(const TestMode *mode)
+{
+    for (unsigned before = 0; before < QUEUE_SIZE; before++) {
+        for (Bounced end = LEFT_UNMAPPED; end < BOUNCED_ENDS; end++) {
+            VirtQueueElement elem;
+            TestQueue q;
+
+            bounce_queue_init(&q, mode);
+            for (unsigned i = 0; i < before; i++) {
+                test_queue_run(&q, i);
+            }
+            pop_chain(&q, &elem, &q.buf, bounce_desc, ARRAY_SIZE(bounce_desc));
+            check_unmapped(&q, &elem, &q.buf);
+            end_bounced(&q, &elem, &q.buf, end);
+            g_assert_cmpuint(q.vring.inuse, ==, 0);
+            test_queue_cleanup(&q);
+        }
+    }
+}
+
+/* covers: E4: put back and popped again, at each place of the ring */
+static void test_unpop(const TestMode *mode)
+{
+    for (unsigned before = 0; before < 2 * QUEUE_SIZE; before++) {
+        VirtQueueElement elem;
+        struct iovec iov[BOUNCE_PIECES];
+        TestQueue q;
+
+        bounce_queue_init(&q, mode);
+        for (unsigned i = 0; i < before; i++) {
+            test_queue_run(&q, i % QUEUE_SIZE);
+        }
+        pop_chain(&q, &elem, &q.buf, bounce_desc, ARRAY_SIZE(bounce_desc));
+        vring_unpop(&q.vring, &elem, &q.buf);
+        g_assert_cmpuint(q.vring.inuse, ==, 0);
+        g_assert_true(vring_more_avail(&q.vring));
+        g_assert_cmpint(vring_pop(&q.vring, &elem, &q.buf), ==, 1);
+        bounce(&q, &elem, &q.buf, iov);
+        vring_unpop(&q.vring, &elem, &q.buf);
+        g_assert_cmpuint(test_memory_mappings(q.mem), ==, 0);
+        g_assert_cmpint(vring_pop(&q.vring, &elem, &q.buf), ==, 1);
+        check_unmapped(&q, &elem, &q.buf);
+        g_assert_false(vring_more_avail(&q.vring));
+        test_queue_use(&q, &elem, 0);
+        test_queue_run(&q, 1);
+        test_queue_cleanup(&q);
+    }
+}
+
 /* Looking addresses up */
 
 /* covers: G11, ROBS-9 */
@@ -1052,6 +1211,8 @@ int main(int argc, char **argv)
     MODE_TEST("pin/outlives-the-ring", test_pin);
     MODE_TEST("pin/twice", test_pin_twice);
     MODE_TEST("push-foreign-element", test_push_foreign_element);
+    MODE_TEST("bounced", test_bounced);
+    MODE_TEST("unpop", test_unpop);
     g_test_add_func("/vring/mapping/translate", test_translate);
     return g_test_run();
 }

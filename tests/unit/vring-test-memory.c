@@ -551,7 +551,8 @@ void *vring_memory_map(VringMemory *mem, hwaddr addr, hwaddr *len,
     g_assert_cmpuint(*len, >, 0);
     pthread_mutex_lock(&mem->lock);
     region = test_region_find(mem, addr);
-    if (region && !(is_write && region->kind == TEST_ROM)) {
+    if (region && region->kind != TEST_MMIO &&
+        !(is_write && region->kind == TEST_ROM)) {
         *len = MIN(*len, mem->map_limit);
         host = test_region_map(region, addr - region->base, len);
         test_mapping_add(mem, region, host, *len, is_write);
@@ -579,6 +580,30 @@ void vring_memory_unmap(VringMemory *mem, void *host, hwaddr len,
     g_array_remove_index_fast(mem->mappings, i);
     test_region_unref(region);
     pthread_mutex_unlock(&mem->lock);
+}
+
+uint8_t *test_memory_copy(VringMemory *mem, hwaddr addr, hwaddr len)
+{
+    TestRegion *region;
+    uint8_t *host;
+
+    pthread_mutex_lock(&mem->lock);
+    region = test_region_find(mem, addr);
+    g_assert(region->kind == TEST_MMIO);
+    host = test_region_map(region, addr - region->base, &len);
+    test_mapping_add(mem, region, host, len, false);
+    pthread_mutex_unlock(&mem->lock);
+    return host;
+}
+
+bool vring_memory_is_ram(VringMemory *mem, void *host)
+{
+    bool is_ram;
+
+    pthread_mutex_lock(&mem->lock);
+    is_ram = test_region_of_host(mem, host)->kind != TEST_MMIO;
+    pthread_mutex_unlock(&mem->lock);
+    return is_ram;
 }
 
 bool vring_memory_map_region(VringMemory *mem, hwaddr addr, hwaddr len,

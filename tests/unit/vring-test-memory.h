@@ -25,6 +25,7 @@ typedef enum TestRegionKind {
     TEST_TRANSLATED,    /* only by the general path, as behind an IOMMU */
     TEST_SCATTERED,     /* likewise, and the device sees its pages elsewhere */
     TEST_ROM,           /* likewise, and only to be read */
+    TEST_MMIO,          /* only by test_memory_copy() */
 } TestRegionKind;
 
 /**
@@ -79,6 +80,15 @@ void test_memory_protect(VringMemory *mem, hwaddr base, int prot);
  * test_memory_limit_map: let vring_memory_map() serve at most @limit bytes
  */
 void test_memory_limit_map(VringMemory *mem, uint64_t limit);
+
+/**
+ * test_memory_copy: map a TEST_MMIO region as the owner of a Vring does
+ *
+ * To be given back with vring_memory_unmap(), as not written.
+ *
+ * Returns: host address
+ */
+uint8_t *test_memory_copy(VringMemory *mem, hwaddr addr, hwaddr len);
 
 /* Number of tables, mappings, and regions (in whatever state) that live. */
 unsigned test_memory_tables(VringMemory *mem);

@@ -16,6 +16,9 @@
  *                      asks for notify_guest() at the end of the batch
  *   notify_guest       publishes the rest and notifies the driver at most once
  *
+ * A request with buffers that are not in RAM takes a longer way, through the
+ * main loop: see virtio-blk-bounce.c.
+ *
  * Copyright (c) 2026 the virtio-blk data plane authors
  *
  * SPDX-License-Identifier: GPL-2.0-or-later
@@ -205,7 +208,12 @@ static VirtIODevice *queue_vdev(DataPlaneQueue *q)
 
 static void fail(DataPlaneQueue *q, int err)
 {
-    qatomic_set(&q->error, err);
+    if (err == VRING_ERR_RING_LOST) {
+        /* Which may be over soon: any other error counts for more. */
+        qatomic_cmpxchg(&q->error, 0, err);
+    } else {
+        qatomic_set(&q->error, err);
+    }
     data_plane_queue_failed(q);
 }
 
@@ -338,19 +346,18 @@ static uint32_t used_length(VirtIOBlockReq *req, uint32_t type,
     }
 }
 
-void data_plane_complete_request(VirtIOBlockReq *req, unsigned char status)
+/* @buf: NULL if QEMU's virtqueue code has mapped the request */
+static void use_request(DataPlaneQueue *q, VirtIOBlockReq *req,
+                        VringBuffer *buf, unsigned char status)
 {
-    DataPlaneQueue *q = data_plane_queue_of(req);
     uint32_t type = request_type(req);
 
-    IO_CODE();
     stat_completed(q, type, status);
     if (unlikely(virtio_device_disabled(queue_vdev(q)))) {
-        data_plane_detach_request(req);
+        vring_detach(&q->vring, &req->elem, buf);
         return;
     }
-    vring_push(&q->vring, &req->elem, request_buffer(req),
-               used_length(req, type, status));
+    vring_push(&q->vring, &req->elem, buf, used_length(req, type, status));
 
     /* What failed the device accounts for itself. */
     if (status == VIRTIO_BLK_S_OK && req->acct.type != BLOCK_ACCT_NONE) {
@@ -366,6 +373,65 @@ void data_plane_complete_request(VirtIOBlockReq *req, unsigned char status)
         fail(q, VRING_ERR_RING_LOST);
     }
 }
+
+/* Does it take the BQL to write what the request has read? */
+static bool is_bounced(DataPlaneQueue *q, const VirtIOBlockReq *req,
+                       const VringBuffer *buf)
+{
+    if (likely(buf && !vring_is_bounced(buf))) {
+        return false;
+    }
+    for (unsigned i = 0; i < req->elem.in_num; i++) {
+        if (!vring_memory_is_ram(q->vring.mem, req->elem.in_sg[i].iov_base)) {
+            return true;
+        }
+    }
+    return false;
+}
+
+void data_plane_complete_request(VirtIOBlockReq *req, unsigned char status)
+{
+    DataPlaneQueue *q = data_plane_queue_of(req);
+    VringBuffer *buf = request_buffer(req);
+
+    IO_CODE();
+    if (unlikely(is_bounced(q, req, buf))) {
+        data_plane_bounce_unmap(&q->bounce, req, buf, status);
+    } else {
+        use_request(q, req, buf, status);
+    }
+}
+
+static DataPlaneQueue *queue_of_bounce(DataPlaneBounce *b)
+{
+    return container_of(b, DataPlaneQueue, bounce);
+}
+
+static void request_unmapped(DataPlaneBounce *b, VirtIOBlockReq *req,
+                             unsigned char status)
+{
+    VringBuffer unmapped = { .mapping = VRING_UNMAPPED };
+
+    use_request(queue_of_bounce(b), req, request_buffer(req) ?: &unmapped,
+                status);
+    virtio_blk_free_request(req);
+}
+
+static void request_mapped(DataPlaneBounce *b, int ret)
+{
+    DataPlaneQueue *q = queue_of_bounce(b);
+
+    if (ret == 0) {
+        event_notifier_set(&q->host_notifier);
+    } else {
+        fail(q, VRING_ERR_ADDRESS);
+    }
+}
+
+static const DataPlaneBounceOps bounce_ops = {
+    .mapped = request_mapped,
+    .unmapped = request_unmapped,
+};
 
 void data_plane_detach_request(VirtIOBlockReq *req)
 {
@@ -392,6 +458,7 @@ static void prefetch_request(const VirtQueueElement *elem)
  * a negative VringError if the driver made a mistake behind them.
  *
  * Another queue may break the device meanwhile; nothing is taken after that.
+ * Nor is anything behind a request that has to be mapped in the main loop.
  */
 static unsigned pop_requests(DataPlaneQueue *q, VirtIOBlockReq **reqs,
                              unsigned max, int *err)
@@ -412,9 +479,14 @@ static unsigned pop_requests(DataPlaneQueue *q, VirtIOBlockReq **reqs,
             *err = ret;
             break;
         }
-        prefetch_request(&slot->req.elem);
         virtio_blk_init_request(q->s, q->vq, &slot->req);
         slot->req.release = release_request;
+        if (unlikely(!vring_is_mapped(&slot->buf))) {
+            stat_add(&q->stats.popped, 1);
+            data_plane_bounce_map(&q->bounce, &slot->req, &slot->buf);
+            break;
+        }
+        prefetch_request(&slot->req.elem);
         slot->req.spare_iov = vring_buffer_spare(&slot->buf, &slot->req.elem,
                                                  &slot->req.spare_niov);
         reqs[n] = &slot->req;
@@ -440,6 +512,19 @@ static bool handle_requests(DataPlaneQueue *q, VirtIOBlockReq **reqs,
         virtio_blk_free_request(reqs[i]);
     }
     return false;
+}
+
+/* Hands the request on that has been mapped meanwhile, if any */
+static unsigned take_mapped(DataPlaneQueue *q, MultiReqBuffer *mrb)
+{
+    VirtIOBlockReq *req;
+
+    if (likely(data_plane_bounce_stall(&q->bounce) == DATA_PLANE_STALL_NONE)) {
+        return 0;
+    }
+    req = data_plane_bounce_take(&q->bounce);
+    handle_requests(q, &req, 1, mrb);
+    return 1;
 }
 
 /*
@@ -505,12 +590,15 @@ static void handle_notify(DataPlaneQueue *q)
     bool more;
 
     IO_CODE();
-    if (virtio_device_disabled(vdev) || !blk_submit_begin(q->s->blk)) {
+    if (virtio_device_disabled(vdev) ||
+        data_plane_bounce_stall(&q->bounce) == DATA_PLANE_STALL_WAITING ||
+        !blk_submit_begin(q->s->blk)) {
         return;
     }
     refresh_memory(q);
 
     defer_call_begin();
+    total = take_mapped(q, &mrb);
     do {
         if (!polling) {
             vring_disable_notification(&q->vring);
@@ -518,6 +606,9 @@ static void handle_notify(DataPlaneQueue *q)
         total += take_requests(q, &mrb, budget - total);
         more = polling ? vring_more_avail(&q->vring)
                        : vring_enable_notification(&q->vring);
+        /* A stalled queue pops no more; the main loop is going to kick it. */
+        more = more &&
+               data_plane_bounce_stall(&q->bounce) == DATA_PLANE_STALL_NONE;
     } while (more && total < budget && !virtio_device_disabled(vdev));
 
     if (mrb.num_reqs) {
@@ -564,7 +655,14 @@ static bool host_notifier_poll(void *opaque)
     EventNotifier *n = opaque;
     DataPlaneQueue *q = container_of(n, DataPlaneQueue, host_notifier);
 
-    return may_use_ring(q) && vring_more_avail(&q->vring);
+    switch (data_plane_bounce_stall(&q->bounce)) {
+    case DATA_PLANE_STALL_NONE:
+        return may_use_ring(q) && vring_more_avail(&q->vring);
+    case DATA_PLANE_STALL_MAPPED:
+        return may_use_ring(q);
+    default:
+        return false;
+    }
 }
 
 static void host_notifier_poll_ready(EventNotifier *n)
@@ -625,6 +723,7 @@ void data_plane_queue_init(DataPlaneQueue *q, VirtIOBlockDataPlane *dp,
     q->vq = virtio_get_queue(VIRTIO_DEVICE(s), index);
     q->index = index;
     q->attach = 1;
+    data_plane_bounce_init(&q->bounce, &bounce_ops, VIRTIO_DEVICE(s), index);
 }
 
 void data_plane_queue_cleanup(DataPlaneQueue *q)
@@ -633,6 +732,7 @@ void data_plane_queue_cleanup(DataPlaneQueue *q)
 
     assert(!q->active);
     assert(q->stats.popped == q->stats.released);
+    data_plane_bounce_cleanup(&q->bounce);
     pool_abandon(q);
 }
 
@@ -715,6 +815,7 @@ void data_plane_queue_start(DataPlaneQueue *q, AioContext *ctx)
     q->guest_notifier = *virtio_queue_get_guest_notifier(q->vq);
     q->notify_bh = aio_bh_new(ctx, notify_guest_bh, q);
     q->memory_bh = aio_bh_new(ctx, memory_changed_bh, q);
+    data_plane_bounce_start(&q->bounce, ctx);
 }
 
 void data_plane_queue_attach(DataPlaneQueue *q)
@@ -778,6 +879,7 @@ static void flush_bh(void *opaque)
 {
     DataPlaneQueue *q = opaque;
 
+    data_plane_bounce_finish(&q->bounce);
     qemu_bh_delete(q->notify_bh);
     q->notify_bh = NULL;
     q->notify = DATA_PLANE_NOTIFY_NOBODY;
@@ -787,14 +889,45 @@ static void flush_bh(void *opaque)
     account(q);
 }
 
+/* As the error policy does, and like it with the headers given back */
+static void park_request(DataPlaneQueue *q, VirtIOBlockReq *req)
+{
+    QEMU_LOCK_GUARD(&q->s->rq_lock);
+
+    req->mr_next = NULL;
+    req->next = q->s->rq;
+    q->s->rq = req;
+}
+
+/* What the main loop has not mapped or not unmapped yet is begun anew. */
+static void put_back_bounced(DataPlaneQueue *q)
+{
+    VirtIOBlockReq *req = data_plane_bounce_take(&q->bounce);
+
+    if (req) {
+        vring_unpop(&q->vring, &req->elem, request_buffer(req));
+        virtio_blk_free_request(req);
+    }
+    while ((req = data_plane_bounce_cancel(&q->bounce))) {
+        if (virtio_device_disabled(queue_vdev(q))) {
+            data_plane_detach_request(req);
+            virtio_blk_free_request(req);
+        } else {
+            park_request(q, req);
+        }
+    }
+}
+
 void data_plane_queue_flush(DataPlaneQueue *q)
 {
     QEMUBH *memory_bh = g_steal_pointer(&q->memory_bh);
 
     GLOBAL_STATE_CODE();
+    data_plane_bounce_stop(&q->bounce);
     /* Memory may change while this waits: nobody schedules the BH any more. */
     aio_wait_bh_oneshot(q->ctx, flush_bh, q);
     aio_wait_bh_oneshot(q->ctx, delete_bh, memory_bh);
+    put_back_bounced(q);
 }
 
 void data_plane_queue_drop_parked(DataPlaneQueue *q)

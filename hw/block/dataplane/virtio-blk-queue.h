@@ -15,6 +15,7 @@
 #include "hw/virtio/dataplane/vring.h"
 #include "hw/virtio/virtio-blk.h"
 #include "qapi/qapi-types-virtio.h"
+#include "virtio-blk-bounce.h"
 
 typedef struct DataPlaneQueue DataPlaneQueue;
 
@@ -105,7 +106,7 @@ struct DataPlaneQueue {
 
     /*
      * A VringError that is yet to be reported.  Writers: the queue's
-     * AioContext sets it, BQL held clears it; atomic.
+     * AioContext and the main loop set it, BQL held clears it; atomic.
      */
     int error;
 
@@ -126,6 +127,8 @@ struct DataPlaneQueue {
     unsigned acct_num;
 
     DataPlanePool *pool;        /* NULL before the first ring */
+
+    DataPlaneBounce bounce;     /* requests whose buffers are not in RAM */
 
     DataPlaneStats stats;
 };
@@ -200,6 +203,9 @@ void data_plane_queue_quiesce(DataPlaneQueue *q);
 /**
  * data_plane_queue_flush: show the driver all that is completed
  *
+ * Requests that wait for the main loop to access what is not RAM are put back
+ * into the ring, or parked.
+ *
  * Undoes data_plane_queue_start().
  *
  * Context: BQL held, drained
@@ -244,7 +250,7 @@ VirtioBlkDataPlaneQueueInfo *data_plane_queue_info(DataPlaneQueue *q,
  *
  * Implemented by the plane; makes the main loop look at @q->error.
  *
- * Context: the queue's AioContext
+ * Context: the queue's AioContext, or BQL held
  */
 void data_plane_queue_failed(DataPlaneQueue *q);
 

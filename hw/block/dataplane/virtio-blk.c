@@ -398,7 +398,7 @@ static void attention_bh(void *opaque)
 
 void data_plane_queue_failed(DataPlaneQueue *q)
 {
-    IO_CODE();
+    IO_OR_GS_CODE();
 
     qemu_bh_schedule(q->dp->attention_bh);
 }

@@ -199,7 +199,8 @@ typedef struct VringChain {
     unsigned capacity;
     unsigned num;               /* vectors */
     unsigned out_num;           /* device-readable ones among them */
-    bool pinned;                /* each vector has its own reference */
+    bool pinned;                /* as @mapping says, and not by the table */
+    VringMapping mapping;       /* if @pinned */
     uint64_t bytes;
 } VringChain;
 
@@ -325,6 +326,7 @@ static inline void vring_chain_finish(Vring *vring, VringChain *chain,
 
     if (unlikely(chain->pinned)) {
         buf->hold = NULL;
+        buf->mapping = chain->mapping;
     } else {
         buf->hold = vring->hold;
         buf->hold->inflight++;
@@ -338,6 +340,7 @@ static inline void vring_chain_finish(Vring *vring, VringChain *chain,
 /* The formats; contracts are those in vring.h. */
 bool vring_split_init(Vring *vring, Error **errp);
 int vring_split_pop(Vring *vring, VirtQueueElement *elem, VringBuffer *buf);
+void vring_split_unpop(Vring *vring);
 void vring_split_push(Vring *vring, unsigned id, uint32_t len);
 void vring_split_publish(Vring *vring);
 bool vring_split_should_notify(Vring *vring);
@@ -347,6 +350,7 @@ bool vring_split_more_avail(Vring *vring);
 
 bool vring_packed_init(Vring *vring, Error **errp);
 int vring_packed_pop(Vring *vring, VirtQueueElement *elem, VringBuffer *buf);
+void vring_packed_unpop(Vring *vring, unsigned ndescs);
 void vring_packed_push(Vring *vring, unsigned id, unsigned ndescs,
                        uint32_t len);
 void vring_packed_publish(Vring *vring);

@@ -441,6 +441,14 @@ void vring_memory_unmap(VringMemory *mem, void *host, hwaddr len,
                               : DMA_DIRECTION_TO_DEVICE, len);
 }
 
+bool vring_memory_is_ram(VringMemory *mem, void *host)
+{
+    RCU_READ_LOCK_GUARD();
+    ram_addr_t offset;
+
+    return memory_region_from_host(host, &offset);
+}
+
 bool vring_memory_map_region(VringMemory *mem, hwaddr addr, hwaddr len,
                              bool is_write, VringRegion *region)
 {

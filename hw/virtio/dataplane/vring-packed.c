@@ -225,6 +225,15 @@ int vring_packed_pop(Vring *vring, VirtQueueElement *elem, VringBuffer *buf)
     return 1;
 }
 
+void vring_packed_unpop(Vring *vring, unsigned ndescs)
+{
+    if (vring->last_avail_idx < ndescs) {
+        vring->last_avail_idx += vring->config.num;
+        vring->avail_wrap = !vring->avail_wrap;
+    }
+    vring->last_avail_idx -= ndescs;
+}
+
 /* Returning buffers */
 
 /*

@@ -262,6 +262,11 @@ int vring_split_pop(Vring *vring, VirtQueueElement *elem, VringBuffer *buf)
     return 1;
 }
 
+void vring_split_unpop(Vring *vring)
+{
+    vring->last_avail_idx--;
+}
+
 /* Returning buffers */
 
 void vring_split_push(Vring *vring, unsigned id, uint32_t len)

@@ -124,6 +124,7 @@ bool vring_setup(Vring *vring, VirtIODevice *vdev, int n, VringMemory *mem,
         .notify_on_empty = virtio_vdev_has_feature(vdev,
                                                    VIRTIO_F_NOTIFY_ON_EMPTY),
         .big_endian = virtio_is_big_endian(vdev),
+        .bounce = true,
     };
     VirtQueueRingState state;
 

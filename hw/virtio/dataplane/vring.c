@@ -35,7 +35,7 @@ const char *vring_error_str(VringError err)
         [VRING_ERR_ORDER] =
             "device-readable descriptor follows a device-writable one",
         [VRING_ERR_ADDRESS] =
-            "buffer is not in RAM that the device may access",
+            "buffer is not in memory that the device may access",
         [VRING_ERR_LENGTH] =
             "descriptor chain describes 4 GiB or more",
         [VRING_ERR_INDIRECT_FEATURE] =
@@ -61,6 +61,7 @@ const char *vring_error_str(VringError err)
 void vring_buffer_init(VringBuffer *buf)
 {
     buf->hold = NULL;
+    buf->mapping = VRING_MAPPED;
     buf->capacity = VRING_INLINE_VECTORS;
     buf->iov = buf->inline_iov;
     buf->addr = buf->inline_addr;
@@ -73,6 +74,14 @@ void vring_buffer_release(VringBuffer *buf)
         g_free(buf->addr);
         vring_buffer_init(buf);
     }
+}
+
+void vring_set_bounced(const VirtQueueElement *elem, VringBuffer *buf,
+                       const struct iovec *iov)
+{
+    assert(!vring_is_mapped(buf));
+    memcpy(buf->iov, iov, (elem->out_num + elem->in_num) * sizeof(*iov));
+    buf->mapping = VRING_BOUNCED;
 }
 
 /* Holds */
@@ -160,11 +169,27 @@ static void vring_chain_pin(Vring *vring, VringChain *chain)
         vring_memory_pin(vring->mem, chain->iov[i].iov_base);
     }
     chain->pinned = true;
+    chain->mapping = VRING_MAPPED;
+}
+
+static void vring_chain_unmap(Vring *vring, VringChain *chain)
+{
+    if (!chain->pinned || chain->mapping == VRING_UNMAPPED) {
+        return;
+    }
+    /* Nothing was written yet, so nothing gets dirty. */
+    for (unsigned i = 0; i < chain->num; i++) {
+        vring_memory_unmap(vring->mem, chain->iov[i].iov_base,
+                           chain->iov[i].iov_len, false);
+        chain->iov[i].iov_base = NULL;
+    }
+    chain->mapping = VRING_UNMAPPED;
 }
 
 /*
  * An element is wholly in the table or wholly outside of it, so that the
- * common case has nothing to tell apart.
+ * common case has nothing to tell apart.  If some of it is not even in RAM all
+ * of it is left unmapped, in pieces that dma_memory_map() maps at once.
  */
 int vring_chain_add_slow(Vring *vring, VringChain *chain, hwaddr addr,
                          uint32_t len, bool is_write)
@@ -180,12 +205,20 @@ int vring_chain_add_slow(Vring *vring, VringChain *chain, hwaddr addr,
         int ret;
 
         if (!host) {
-            return -VRING_ERR_ADDRESS;
+            if (!vring->config.bounce) {
+                return -VRING_ERR_ADDRESS;
+            }
+            vring_chain_unmap(vring, chain);
+        } else if (chain->mapping == VRING_UNMAPPED) {
+            vring_memory_unmap(vring->mem, host, mapped, false);
+            host = NULL;
         }
         ret = vring_chain_append(chain, host, addr, mapped, is_write);
         if (ret < 0) {
-            /* Nothing was written yet, so nothing gets dirty. */
-            vring_memory_unmap(vring->mem, host, mapped, false);
+            if (host) {
+                /* Nothing was written yet, so nothing gets dirty. */
+                vring_memory_unmap(vring->mem, host, mapped, false);
+            }
             return ret;
         }
         len -= mapped;
@@ -196,12 +229,7 @@ int vring_chain_add_slow(Vring *vring, VringChain *chain, hwaddr addr,
 
 void vring_chain_undo(Vring *vring, VringChain *chain)
 {
-    if (chain->pinned) {
-        for (unsigned i = 0; i < chain->num; i++) {
-            vring_memory_unmap(vring->mem, chain->iov[i].iov_base,
-                               chain->iov[i].iov_len, false);
-        }
-    }
+    vring_chain_unmap(vring, chain);
     vring_buffer_release(chain->buf);
 }
 
@@ -249,6 +277,21 @@ static void vring_mark_element_dirty(Vring *vring,
     }
 }
 
+/* Copies of what is not RAM are dropped: who wants them written did that. */
+static void vring_unmap_bounced(Vring *vring, const VirtQueueElement *elem)
+{
+    for (unsigned i = 0; i < elem->out_num; i++) {
+        vring_memory_unmap(vring->mem, elem->out_sg[i].iov_base,
+                           elem->out_sg[i].iov_len, false);
+    }
+    for (unsigned i = 0; i < elem->in_num; i++) {
+        void *host = elem->in_sg[i].iov_base;
+
+        vring_memory_unmap(vring->mem, host, elem->in_sg[i].iov_len,
+                           vring_memory_is_ram(vring->mem, host));
+    }
+}
+
 static void vring_unmap_pinned(Vring *vring, const VirtQueueElement *elem)
 {
     for (unsigned i = 0; i < elem->out_num; i++) {
@@ -269,8 +312,15 @@ static void vring_unmap(Vring *vring, const VirtQueueElement *elem,
         vring_mark_element_dirty(vring, elem, buf->hold->table);
         vring_hold_put(vring, buf->hold);
         buf->hold = NULL;
-    } else {
+    } else if (!buf) {
+        vring_unmap_bounced(vring, elem);
+    } else if (buf->mapping == VRING_MAPPED) {
         vring_unmap_pinned(vring, elem);
+    } else {
+        if (buf->mapping == VRING_BOUNCED) {
+            vring_unmap_bounced(vring, elem);
+        }
+        buf->mapping = VRING_MAPPED;
     }
 }
 
@@ -287,6 +337,7 @@ void vring_pin(Vring *vring, const VirtQueueElement *elem, VringBuffer *buf)
     }
     vring_hold_put(vring, buf->hold);
     buf->hold = NULL;
+    buf->mapping = VRING_MAPPED;
 }
 
 /* The ring's own memory */
@@ -618,6 +669,18 @@ void vring_detach(Vring *vring, const VirtQueueElement *elem, VringBuffer *buf)
     } else {
         assert(vring->inuse >= elem->ndescs);
         vring->inuse -= elem->ndescs;
+    }
+}
+
+void vring_unpop(Vring *vring, const VirtQueueElement *elem, VringBuffer *buf)
+{
+    vring_unmap(vring, elem, buf);
+    assert(vring->inuse >= elem->ndescs);
+    vring->inuse -= elem->ndescs;
+    if (vring->config.packed) {
+        vring_packed_unpop(vring, elem->ndescs);
+    } else {
+        vring_split_unpop(vring);
     }
 }
 

@@ -161,6 +161,15 @@ void vring_memory_unmap(VringMemory *mem, void *host, hwaddr len,
                         bool is_write);
 
 /**
+ * vring_memory_is_ram: does a host pointer lie in guest RAM?
+ *
+ * If not it is a copy that dma_memory_map() has made.
+ *
+ * Context: any thread
+ */
+bool vring_memory_is_ram(VringMemory *mem, void *host);
+
+/**
  * vring_memory_map_region: vring_memory_map() for memory that stays mapped
  * @len: bytes, all of which must be contiguous in the host
  * @region: set to what was mapped, with a reference

@@ -47,7 +47,7 @@ typedef enum VringError {
     VRING_ERR_UNAVAILABLE,      /* list goes on where nothing is available */
     VRING_ERR_TOO_LONG,         /* more than VIRTQUEUE_MAX_SIZE vectors */
     VRING_ERR_ORDER,            /* device-readable behind device-writable */
-    VRING_ERR_ADDRESS,          /* buffer is not in RAM of that direction */
+    VRING_ERR_ADDRESS,          /* buffer is not in memory of that direction */
     VRING_ERR_LENGTH,           /* chain describes 2^32 bytes or more */
     VRING_ERR_INDIRECT_FEATURE, /* indirect table without the feature */
     VRING_ERR_INDIRECT_NESTED,  /* indirect table within another */
@@ -74,12 +74,20 @@ typedef struct VringHold {
     unsigned inflight;
 } VringHold;
 
+/* What the vectors of an element whose VringBuffer has no hold point to */
+typedef enum VringMapping {
+    VRING_MAPPED,       /* guest RAM, with a reference each */
+    VRING_BOUNCED,      /* same, or a copy of what is not RAM */
+    VRING_UNMAPPED,     /* nothing: only guest addresses and lengths are set */
+} VringMapping;
+
 /*
  * The memory of an element's vectors, and what keeps the guest memory that
- * they point to alive: @hold, or, if that is NULL, a reference per vector.
+ * they point to alive: @hold, or, if that is NULL, what @mapping says.
  */
 typedef struct VringBuffer {
     VringHold *hold;
+    VringMapping mapping;       /* VRING_MAPPED while not in use */
     unsigned capacity;
     struct iovec *iov;
     hwaddr *addr;
@@ -121,6 +129,7 @@ typedef struct VringConfig {
     bool indirect;
     bool notify_on_empty;
     bool big_endian;            /* byte order of a split ring */
+    bool bounce;                /* the owner maps what is not RAM by itself */
 } VringConfig;
 
 typedef struct Vring {
@@ -268,10 +277,13 @@ static inline struct iovec *vring_buffer_spare(const VringBuffer *buf,
  * used.  On error nothing is held, and the Vring is broken, except that
  * -VRING_ERR_RING_LOST leaves it as it was.
  *
+ * With VringConfig.bounce an element that is not wholly in RAM is left
+ * unmapped: see vring_is_mapped().  Otherwise it is an error.
+ *
  * Returns: 1 if @elem was filled in, 0 if nothing is available or the Vring
  *          is broken already, else a negative VringError
  *
- * Pair: vring_push() or vring_detach()
+ * Pair: vring_push() or vring_detach(), or at once vring_unpop()
  *
  * Context: the queue's AioContext
  */
@@ -311,6 +323,62 @@ void vring_push(Vring *vring, const VirtQueueElement *elem, VringBuffer *buf,
  */
 void vring_detach(Vring *vring, const VirtQueueElement *elem,
                   VringBuffer *buf);
+
+/**
+ * vring_unpop: put the element that was popped last back into the ring
+ *
+ * It is going to be popped again, by this Vring or by its heir.
+ *
+ * Context: the queue's AioContext, or drained
+ */
+void vring_unpop(Vring *vring, const VirtQueueElement *elem, VringBuffer *buf);
+
+/**
+ * vring_is_mapped: do the vectors of a popped element point anywhere?
+ *
+ * If not, the owner maps each with dma_memory_map(), which needs the BQL, and
+ * calls vring_set_bounced().  An element that is given up may stay unmapped.
+ *
+ * Context: any thread
+ */
+static inline bool vring_is_mapped(const VringBuffer *buf)
+{
+    return likely(buf->hold) || buf->mapping != VRING_UNMAPPED;
+}
+
+/**
+ * vring_set_bounced: note that the owner has mapped an element by itself
+ * @iov: as many vectors as @elem has, device-readable ones first
+ *
+ * If a device-writable one is a copy the owner unmaps each before it calls
+ * vring_push(), with dma_memory_unmap(), which needs the BQL again, and calls
+ * vring_set_unmapped().  Otherwise vring_push() unmaps them, as vring_detach()
+ * and vring_unpop() do in any case: no copy is written back then.
+ *
+ * Context: no other call for @elem meanwhile
+ */
+void vring_set_bounced(const VirtQueueElement *elem, VringBuffer *buf,
+                       const struct iovec *iov);
+
+/**
+ * vring_is_bounced: has the owner mapped an element by itself?
+ *
+ * Context: any thread
+ */
+static inline bool vring_is_bounced(const VringBuffer *buf)
+{
+    return unlikely(!buf->hold) && buf->mapping == VRING_BOUNCED;
+}
+
+/**
+ * vring_set_unmapped: note that the owner has unmapped an element by itself
+ *
+ * Context: no other call for @elem meanwhile
+ */
+static inline void vring_set_unmapped(VringBuffer *buf)
+{
+    buf->mapping = VRING_UNMAPPED;
+}
 
 /**
  * vring_pin: make an element's mappings independent of the Vring
