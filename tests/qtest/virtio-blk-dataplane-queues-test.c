@@ -38,6 +38,7 @@ typedef struct Layout {
     unsigned num;
     const char *json;       /* members of device_add's arguments */
     const char *iothreads;  /* numbers, over and over, one for each queue */
+    bool off;               /* QEMU's own path serves it */
 } Layout;
 
 #define ROUND_ROBIN \
@@ -850,16 +851,32 @@ static bool gate_init(Gate *gate)
     return gate->size == GATE_SIZE;
 }
 
+static int gate_bytes(Gate *gate)
+{
+    int bytes;
+
+    g_assert_cmpint(ioctl(gate->fd, FIONREAD, &bytes), ==, 0);
+    return bytes;
+}
+
 /* Waits until a thread has to wait */
 static void gate_wait_shut(Gate *gate)
 {
     gint64 deadline = dp_deadline();
-    int bytes;
 
-    do {
-        g_assert_cmpint(ioctl(gate->fd, FIONREAD, &bytes), ==, 0);
+    while (gate_bytes(gate) <= gate->size - GATE_LINE) {
         dp_check_deadline(deadline, "the pipe to be full");
-    } while (bytes <= gate->size - GATE_LINE);
+    }
+}
+
+/* Forgets what has been traced */
+static void gate_empty(Gate *gate)
+{
+    char buf[GATE_SIZE];
+
+    while (read(gate->fd, buf, sizeof(buf)) > 0) {
+        /* until there is no more */
+    }
 }
 
 static void *gate_reader(void *opaque)
@@ -896,13 +913,13 @@ static void gate_destroy(Gate *gate)
     g_free(gate->path);
 }
 
-static DpVm *vm_gated(const Layout *layout, Gate *gate)
+static DpVm *vm_gated(const Layout *layout, Gate *gate, const char *event)
 {
     g_autofree char *path = dp_image("disk.img", IMAGE_SIZE);
-    DpVm *vm = dp_vm_start("-D %s -trace virtio_blk_handle_write "
+    DpVm *vm = dp_vm_start("-D %s -trace %s "
                            "-blockdev file,node-name=f0,filename=%s "
                            "-blockdev raw,node-name=n0,file=f0",
-                           gate->path, path);
+                           gate->path, event, path);
 
     device_add(vm, layout);
     return vm;
@@ -976,7 +993,7 @@ static void assert_nothing_at(DpDisk *disk, uint64_t sector, uint32_t len)
 static void run_broken_elsewhere(const Layout *layout, Gate *gate,
                                  void (*break_it)(DpDisk *queue))
 {
-    DpVm *vm = vm_gated(layout, gate);
+    DpVm *vm = vm_gated(layout, gate, "virtio_blk_handle_write");
     DpDisk *disk = disk_probe(vm, layout, UINT64_MAX);
     DpDisk *elsewhere = dp_disk_queue(disk, queue_elsewhere(layout));
     DpReq *req[GATE_BATCH];
@@ -1029,6 +1046,98 @@ static void test_broken_elsewhere(const void *opaque)
         }
         gate_destroy(&gate);
     }
+    dp_tmp_cleanup();
+}
+
+/* --- a handler that still runs in a drained section ------------------- */
+
+static const Layout own_path = {
+    "off", 2, "'x-data-plane': 'off', " ROUND_ROBIN, "01", true
+};
+
+/* Each kick is traced in a line of the same length, until there is no room */
+static void kick_until_shut(DpDisk *queue, Gate *gate)
+{
+    gint64 deadline = dp_deadline();
+    int line = 0, bytes;
+
+    gate_empty(gate);
+    while ((bytes = gate_bytes(gate)) + line <= gate->size) {
+        dp_kick_always(queue);
+        while (gate_bytes(gate) == bytes) {
+            dp_check_deadline(deadline, "a kick to be traced");
+        }
+        line = gate_bytes(gate) - bytes;
+    }
+    dp_kick_always(queue);
+    /* So that the handler has begun.  Nothing fails if it has not. */
+    g_usleep(100 * 1000);
+}
+
+/* A job that is about to end keeps its node drained */
+static void start_job(DpVm *vm)
+{
+    dp_qmp_ok(vm, NULL, "{'execute': 'blockdev-add', 'arguments': {"
+              " 'driver': 'null-co', 'node-name': 'n1', 'size': %d,"
+              " 'read-zeroes': true }}", IMAGE_SIZE);
+    dp_qmp_ok(vm, NULL, "{'execute': 'blockdev-mirror', 'arguments': {"
+              " 'job-id': 'job', 'device': 'n0', 'target': 'n1',"
+              " 'sync': 'none', 'auto-finalize': false }}");
+    qtest_qmp_eventwait(vm->qts, "BLOCK_JOB_READY");
+}
+
+static void begin_section(DpVm *vm)
+{
+    dp_qmp_ok(vm, NULL, "{'execute': 'block-job-complete', 'arguments': {"
+              " 'device': 'job' }}");
+    qtest_qmp_eventwait(vm->qts, "BLOCK_JOB_PENDING");
+}
+
+static void end_section(DpVm *vm)
+{
+    dp_qmp_ok(vm, NULL, "{'execute': 'job-finalize', 'arguments': {"
+              " 'id': 'job' }}");
+    qtest_qmp_eventwait(vm->qts, "BLOCK_JOB_COMPLETED");
+}
+
+/*
+ * covers: E2, D5: a disk is reset in somebody else's drained section, which
+ * does not wait for a handler that has been called and has not begun to submit.
+ * The reset does, or the handler would find a device that is stopped.
+ */
+static void test_stop_in_section(void)
+{
+    Gate gate;
+    DpDisk *disk;
+    DpVm *vm;
+
+    if (!gate_init(&gate)) {
+        g_test_skip("no pipe is small enough");
+        gate_destroy(&gate);
+        dp_tmp_cleanup();
+        return;
+    }
+    vm = vm_gated(&own_path, &gate, "virtio_queue_notify");
+    disk = disk_new(vm, &own_path);
+    start_job(vm);
+    kick_until_shut(dp_disk_queue(disk, 1), &gate);
+    begin_section(vm);
+    gate_open_soon(&gate);
+    dp_disk_reset(disk);
+    g_test_message("reset %s", qatomic_read(&gate.open) ? "afterwards"
+                                                        : "meanwhile");
+    while (!qatomic_read(&gate.open)) {
+        dp_status(disk);
+    }
+    end_section(vm);
+    for (unsigned i = 0; i < 3; i++) {
+        dp_disk_start(disk, DP_F_ALL);
+        run_flush(disk);
+        run_flush(dp_disk_queue(disk, 1));
+    }
+    dp_disk_free(disk);
+    dp_vm_end(vm);
+    gate_destroy(&gate);
     dp_tmp_cleanup();
 }
 
@@ -1280,6 +1389,8 @@ int main(int argc, char **argv)
 
         qtest_add_data_func(path, &named[i], test_renamed);
     }
+    qtest_add_func("/virtio-blk-dataplane/queues/stop-in-section",
+                   test_stop_in_section);
     qtest_add_func("/virtio-blk-dataplane/queues/locked-memory",
                    test_locked_memory);
     qtest_add_func("/virtio-blk-dataplane/queues/bad-mappings",
