@@ -531,8 +531,8 @@ static void test_publish(const void *opaque)
 /* --- generations ----------------------------------------------------- */
 
 /*
- * covers: M8, STAT-12, RST-1: the device, or the queue alone, is reset so many
- * times in a row, each time with a full queue in flight
+ * covers: M8, STAT-12, RST-1, RST-4: the device, or the queue alone, is reset
+ * so many times in a row, each time with a full queue in flight
  */
 static void run_resets(DpDisk *disk, const DpMode *mode, unsigned resets,
                        bool queue_alone)
@@ -587,10 +587,7 @@ static void test_resets(const void *opaque)
     for (unsigned i = 0; i < ARRAY_SIZE(counts); i++) {
         start_sized(disk, 16);
         run_resets(disk, mode, counts[i], false);
-        /* QEMU's own path lets requests go on when a queue alone is reset. */
-        if (mode->plane) {
-            run_resets(disk, mode, counts[i], true);
-        }
+        run_resets(disk, mode, counts[i], true);
     }
     dp_assert_mode(vm, mode);
     dp_disk_free(disk);

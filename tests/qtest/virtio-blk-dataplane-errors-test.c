@@ -201,20 +201,26 @@ static void test_policy(const void *opaque)
 /* --- parked requests ------------------------------------------------- */
 
 /*
- * PARKED writes far apart, which all fail and stop the machine.  A request
- * that comes while the machine stops may stay in the ring.
+ * PARKED writes far apart, framed in the first @framings ways, which all fail
+ * and stop the machine.  A request that comes while the machine stops may stay
+ * in the ring.
  */
-static void park(DpVm *vm, DpDisk *disk, DpReq **req)
+static void park_framed(DpVm *vm, DpDisk *disk, DpReq **req, unsigned framings)
 {
     for (unsigned i = 0; i < PARKED; i++) {
         req[i] = dp_req(disk, VIRTIO_BLK_T_OUT, 1000 * i, 4096);
         /* covers: VQ-3: parsed again, each framing means the same again */
-        req[i]->framing = i % DP_FRAMING__MAX;
+        req[i]->framing = i % framings;
         dp_req_fill(disk, req[i], i + 1);
         dp_submit(disk, req[i]);
     }
     dp_kick(disk);
     qtest_qmp_eventwait(vm->qts, "STOP");
+}
+
+static void park(DpVm *vm, DpDisk *disk, DpReq **req)
+{
+    park_framed(vm, disk, req, DP_FRAMING__MAX);
 }
 
 static void check_written(DpDisk *disk, DpReq **req)
@@ -299,6 +305,37 @@ static void test_park_reset(const void *opaque)
         dp_req_free(disk, read);
         dp_req_free(disk, req[i]);
     }
+    dp_assert_mode(vm, mode);
+    dp_disk_free(disk);
+    dp_vm_quit(vm);
+}
+
+/*
+ * covers: RST-4, RST-6, M8: the reset of a queue drops its parked requests;
+ * they are not in use afterwards, so that all works
+ */
+static void test_park_queue_reset(const void *opaque)
+{
+    const DpMode *mode = opaque;
+    DpVm *vm = vm_failing(mode, "write", ENOSPC, PARKED, ",werror=stop");
+    DpDisk *disk = dp_disk_new(vm, DP_F_ALL);
+    DpReq *req[PARKED];
+
+    /* QEMU's own path does not know them all. */
+    park_framed(vm, disk, req, DP_INDIRECT_WRITE);
+    dp_queue_reset(disk);
+    for (unsigned i = 0; i < PARKED; i++) {
+        qtest_memset(vm->qts, req[i]->page, 0x99, 256);
+    }
+    dp_disk_new_ring(disk);
+    dp_queue_restart(disk);
+    dp_qmp_ok(vm, NULL, "{'execute': 'cont'}");
+    for (unsigned i = 0; i < PARKED; i++) {
+        dp_assert_works(disk);
+        g_assert_cmphex(qtest_readb(vm->qts, req[i]->status_addr), ==, 0x99);
+        dp_req_free(disk, req[i]);
+    }
+    g_assert_false(dp_status(disk) & VIRTIO_CONFIG_S_NEEDS_RESET);
     dp_assert_mode(vm, mode);
     dp_disk_free(disk);
     dp_vm_quit(vm);
@@ -446,9 +483,13 @@ int main(int argc, char **argv)
         { "event-not-lost", test_event_not_lost },
         { "merged", test_merged },
     };
+    static const DpTest any_path[] = {
+        { "park-queue-reset", test_park_queue_reset },
+    };
 
     g_test_init(&argc, &argv, NULL);
     add_policies(&dp_mode_iothread);
     dp_add_table("errors", tests, ARRAY_SIZE(tests), true);
+    dp_add_table("errors", any_path, ARRAY_SIZE(any_path), false);
     return g_test_run();
 }

@@ -60,6 +60,10 @@ static const Layout layouts[] = {
     { "in-order", 4, ROUND_ROBIN ", 'in_order': true", "01" },
     { "packed-in-order", 4, EXPLICIT ", 'packed': true, 'in_order': true",
       "1011" },
+    { "off", 4, "'x-data-plane': 'off', " ROUND_ROBIN, "01", true },
+    { "off-packed", 2, "'x-data-plane': 'off', 'packed': true, " ROUND_ROBIN,
+      "01", true },
+    { "main-loop", 2, "'packed': false", "0", true },
 };
 
 static void device_add(DpVm *vm, const Layout *layout)
@@ -113,6 +117,13 @@ static void assert_serving(DpVm *vm)
     dp_info(vm, "d0", &info);
     g_assert_cmpstr(info.reason, ==, "");
     g_assert_true(info.serving);
+}
+
+static void assert_served(DpVm *vm, const Layout *layout)
+{
+    if (!layout->off) {
+        assert_serving(vm);
+    }
 }
 
 /* Write through each queue, read through the one that follows */
@@ -417,7 +428,6 @@ static void run_queue_reset(DpDisk *queue, DpLoad *own, DpLoad *others,
     dp_queue_restart(queue);
     dp_load_run(own, 20);
     dp_load_run(others, 10);
-    assert_serving(queue->vm);
 }
 
 /*
@@ -443,6 +453,7 @@ static void test_queue_reset(const void *opaque)
         queue->unused = false;
         for (unsigned j = 0; j < ARRAY_SIZE(sizes); j++) {
             run_queue_reset(queue, own, others, sizes[j]);
+            assert_served(vm, layout);
         }
         dp_load_finish(own);
         dp_load_finish(others);
@@ -475,7 +486,7 @@ static void test_queue_reset_for_good(const void *opaque)
         vm_cont(vm);
         resize(vm, load);
         dp_load_finish(load);
-        assert_serving(vm);
+        assert_served(vm, layout);
         for (unsigned j = 0; j < layout->num; j++) {
             dp_disk_queue(disk, j)->unused = false;
         }
@@ -1348,13 +1359,14 @@ static const struct {
     void (*fn)(const void *layout);
     unsigned min, max;      /* number of queues that it is for */
     bool several;           /* and of IOThreads */
+    bool any_path;          /* for QEMU's own path, too */
 } tests[] = {
     { "offer", test_offer, 1, 64 },
     { "load", test_load, 1, 64 },
     { "counters", test_counters, 1, 64 },
     { "fewer", test_fewer, 2, 4 },
-    { "queue-reset", test_queue_reset, 2, 4 },
-    { "queue-reset-for-good", test_queue_reset_for_good, 2, 8 },
+    { "queue-reset", test_queue_reset, 2, 4, false, true },
+    { "queue-reset-for-good", test_queue_reset_for_good, 2, 8, false, true },
     { "full", test_full, 1, 8 },
     { "suppression", test_suppression, 2, 8 },
     { "no-vector", test_no_vector, 2, 8 },
@@ -1370,7 +1382,8 @@ static void add_tests(const Layout *layout)
                             tests[i].name, layout->name);
 
         if (layout->num >= tests[i].min && layout->num <= tests[i].max &&
-            (!tests[i].several || layout->iothreads[1])) {
+            (!tests[i].several || layout->iothreads[1]) &&
+            (!layout->off || tests[i].any_path)) {
             qtest_add_data_func(path, layout, tests[i].fn);
         }
     }

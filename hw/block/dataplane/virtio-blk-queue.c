@@ -929,23 +929,3 @@ void data_plane_queue_flush(DataPlaneQueue *q)
     aio_wait_bh_oneshot(q->ctx, delete_bh, memory_bh);
     put_back_bounced(q);
 }
-
-void data_plane_queue_drop_parked(DataPlaneQueue *q)
-{
-    VirtIOBlockReq **link = &q->s->rq;
-
-    GLOBAL_STATE_CODE();
-    QEMU_LOCK_GUARD(&q->s->rq_lock);
-
-    while (*link) {
-        VirtIOBlockReq *req = *link;
-
-        if (req->vq != q->vq) {
-            link = &req->next;
-            continue;
-        }
-        *link = req->next;
-        virtqueue_detach_element(req->vq, &req->elem, 0);
-        virtio_blk_free_request(req);
-    }
-}

@@ -213,13 +213,6 @@ void data_plane_queue_quiesce(DataPlaneQueue *q);
 void data_plane_queue_flush(DataPlaneQueue *q);
 
 /**
- * data_plane_queue_drop_parked: forget what the error policy has parked
- *
- * Context: BQL held, drained
- */
-void data_plane_queue_drop_parked(DataPlaneQueue *q);
-
-/**
  * data_plane_complete_request: the completion hook while the plane runs
  * @req: status is written
  *

@@ -292,8 +292,8 @@ void virtio_blk_data_plane_destroy(VirtIOBlock *s)
 
     destroy_blocker(dp);
     qemu_bh_delete(dp->attention_bh);
+    virtio_blk_drop_parked(s, NULL);
     for (unsigned i = 0; i < dp->num_queues; i++) {
-        data_plane_queue_drop_parked(&dp->queues[i]);
         data_plane_queue_cleanup(&dp->queues[i]);
     }
     g_free(dp->queues);
@@ -697,14 +697,9 @@ AioContext *virtio_blk_data_plane_context(VirtIOBlockDataPlane *dp, unsigned n)
 
 void virtio_blk_data_plane_queue_reset(VirtIOBlockDataPlane *dp, unsigned n)
 {
-    DataPlaneQueue *q;
+    DataPlaneQueue *q = &dp->queues[n];
 
     GLOBAL_STATE_CODE();
-    if (n >= dp->num_queues) {
-        /* The transport lets a driver select queues that are not there. */
-        return;
-    }
-    q = &dp->queues[n];
     trace_virtio_blk_data_plane_queue_reset(dp->s, n);
     if (dp->state == VIRTIO_BLK_DATA_PLANE_STATE_STARTED) {
         AioContext *ctx = q->ctx;
@@ -722,7 +717,7 @@ void virtio_blk_data_plane_queue_reset(VirtIOBlockDataPlane *dp, unsigned n)
     } else {
         blk_drain(dp->s->blk);
     }
-    data_plane_queue_drop_parked(q);
+    virtio_blk_drop_parked(dp->s, q->vq);
     catch_up(dp);
 }
 

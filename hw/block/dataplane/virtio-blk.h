@@ -98,7 +98,7 @@ AioContext *virtio_blk_data_plane_context(VirtIOBlockDataPlane *dp,
 
 /**
  * virtio_blk_data_plane_queue_reset: the driver resets one queue (2.6.1)
- * @n: index of the queue
+ * @n: index of the queue, which is there
  *
  * Requests of the queue are finished or dropped; the other queues pause
  * meanwhile but lose nothing.
