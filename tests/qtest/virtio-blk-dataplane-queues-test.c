@@ -1221,9 +1221,10 @@ static void test_bad_mappings(void)
 
 static const Layout named[] = {
     { "mapping", 4, ROUND_ROBIN, "01" },
-    { "mapping-off", 4, "'x-data-plane': 'off', " ROUND_ROBIN, "01" },
+    { "mapping-off", 4, "'x-data-plane': 'off', " ROUND_ROBIN, "01", true },
     { "property", 2, "'iothread': 'io1'", "1" },
-    { "property-off", 2, "'x-data-plane': 'off', 'iothread': 'io1'", "1" },
+    { "property-off", 2, "'x-data-plane': 'off', 'iothread': 'io1'", "1",
+      true },
 };
 
 static unsigned count_threads(DpVm *vm)
@@ -1239,6 +1240,19 @@ static unsigned count_threads(DpVm *vm)
     }
     g_dir_close(dir);
     return n;
+}
+
+/* An IOThread is told by the name that it had when the disk was plugged. */
+static void check_name(DpDisk *queue, const Layout *layout)
+{
+    char io = layout->iothreads[queue->index % strlen(layout->iothreads)];
+    g_autofree char *iothread = g_strdup_printf("io%c", io);
+    DpInfo info;
+
+    if (!layout->off) {
+        dp_queue_info(queue, &info);
+        g_assert_cmpstr(info.iothread, ==, iothread);
+    }
 }
 
 static void object_del(DpVm *vm, const char *id)
@@ -1287,6 +1301,7 @@ static void test_renamed(const void *opaque)
         }
         for (unsigned j = 0; j < layout->num; j++) {
             run_flush(dp_disk_queue(disk, j));
+            check_name(dp_disk_queue(disk, j), layout);
         }
         unplug_unnamed(vm, disk, threads - !i);
         if (i) {

@@ -43,6 +43,7 @@ struct VirtIOBlockDataPlane {
     VirtIOBlock *s;
     VirtioBlkDataPlaneState state;
     IOThread *private_iothread;         /* x-data-plane=on, or NULL */
+    char *iothread_id;                  /* of all queues, or NULL: a mapping */
     VringMemory *mem;                   /* while not STOPPED or DISABLED */
     bool resetting;                     /* a queue, alone */
     uint64_t starts;
@@ -262,6 +263,10 @@ bool virtio_blk_data_plane_create(VirtIOBlock *s, Error **errp)
         g_free(dp);
         return false;
     }
+    if (s->conf.iothread) {
+        dp->iothread_id = g_strdup(
+            object_get_canonical_path_component(OBJECT(s->conf.iothread)));
+    }
     dp->attention_bh = qemu_bh_new(attention_bh, dp);
     create_blocker(dp);
 
@@ -272,9 +277,7 @@ bool virtio_blk_data_plane_create(VirtIOBlock *s, Error **errp)
     }
     s->dataplane = dp;
     trace_virtio_blk_data_plane_create(s, dp->num_queues,
-        s->conf.iothread ?
-        object_get_canonical_path_component(OBJECT(s->conf.iothread)) :
-        "by mapping");
+                                       dp->iothread_id ?: "by mapping");
     return true;
 }
 
@@ -298,6 +301,7 @@ void virtio_blk_data_plane_destroy(VirtIOBlock *s)
     }
     g_free(dp->queues);
     destroy_private_iothread(dp);
+    g_free(dp->iothread_id);
     g_free(dp->reason);
     g_free(dp);
 }
@@ -748,22 +752,25 @@ void virtio_blk_data_plane_drained_end(VirtIOBlockDataPlane *dp)
 
 /* What users see */
 
-static const char *iothread_name(VirtIOBlock *s, unsigned n)
+/*
+ * The id that the IOThread had when the device took it.  It is not looked up:
+ * it may have been given up, or be that of another IOThread by now.
+ */
+static const char *iothread_id(VirtIOBlockDataPlane *dp, unsigned n)
 {
-    AioContext *ctx = s->vq_aio_context[n];
-    IOThreadVirtQueueMappingList *node;
+    VirtIOBlock *s = dp->s;
+    IOThreadVirtQueueMappingList *node = s->conf.iothread_vq_mapping_list;
+    unsigned i = g_slist_length(s->vq_iothreads);
 
-    if (s->conf.iothread) {
-        return object_get_canonical_path_component(OBJECT(s->conf.iothread));
-    }
-    for (node = s->conf.iothread_vq_mapping_list; node; node = node->next) {
-        IOThread *iothread = iothread_by_id(node->value->iothread);
+    /* iothread_vq_mapping_apply() has put the last of the mapping first. */
+    for (; node; node = node->next) {
+        IOThread *iothread = g_slist_nth_data(s->vq_iothreads, --i);
 
-        if (iothread && iothread_get_aio_context(iothread) == ctx) {
+        if (iothread_get_aio_context(iothread) == s->vq_aio_context[n]) {
             return node->value->iothread;
         }
     }
-    return NULL;
+    return dp->iothread_id;
 }
 
 VirtioBlkDataPlaneInfo *virtio_blk_data_plane_info(VirtIOBlock *s)
@@ -784,7 +791,7 @@ VirtioBlkDataPlaneInfo *virtio_blk_data_plane_info(VirtIOBlock *s)
     info->starts = dp->starts;
     for (unsigned i = 0; i < dp->num_queues; i++) {
         QAPI_LIST_APPEND(tail, data_plane_queue_info(&dp->queues[i],
-                                                     iothread_name(s, i)));
+                                                     iothread_id(dp, i)));
     }
     return info;
 }
