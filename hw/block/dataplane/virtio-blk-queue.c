@@ -552,12 +552,6 @@ static unsigned take_requests(DataPlaneQueue *q, MultiReqBuffer *mrb,
     return total;
 }
 
-/* Between poll_begin and poll_end, unless the queue was attached anew since */
-static bool is_polling(const DataPlaneQueue *q)
-{
-    return q->polling_attach == qatomic_read(&q->attach);
-}
-
 /* Kicks that came while the ring's memory was gone found nothing. */
 static void refresh_memory(DataPlaneQueue *q)
 {
@@ -586,7 +580,6 @@ static void handle_notify(DataPlaneQueue *q)
     MultiReqBuffer mrb = {};
     unsigned budget = q->vring.config.num;
     unsigned total = 0;
-    bool polling = is_polling(q);
     bool more;
 
     IO_CODE();
@@ -600,12 +593,12 @@ static void handle_notify(DataPlaneQueue *q)
     defer_call_begin();
     total = take_mapped(q, &mrb);
     do {
-        if (!polling) {
+        if (!q->polling) {
             vring_disable_notification(&q->vring);
         }
         total += take_requests(q, &mrb, budget - total);
-        more = polling ? vring_more_avail(&q->vring)
-                       : vring_enable_notification(&q->vring);
+        more = q->polling ? vring_more_avail(&q->vring)
+                          : vring_enable_notification(&q->vring);
         /* A stalled queue pops no more; the main loop is going to kick it. */
         more = more &&
                data_plane_bounce_stall(&q->bounce) == DATA_PLANE_STALL_NONE;
@@ -635,6 +628,12 @@ static void host_notifier_read(EventNotifier *n)
     if (!event_notifier_test_and_clear(n)) {
         return;
     }
+    /*
+     * The event loop does not poll when it reads notifiers.  If this queue was
+     * detached while it did, poll_end has not been called; but the next attach
+     * kicks, and so comes here.
+     */
+    q->polling = false;
     stat_add(&q->stats.kicks, 1);
     if (likely(qatomic_load_acquire(&q->active))) {
         handle_notify(q);
@@ -677,7 +676,7 @@ static void host_notifier_poll_begin(EventNotifier *n)
 {
     DataPlaneQueue *q = container_of(n, DataPlaneQueue, host_notifier);
 
-    q->polling_attach = qatomic_read(&q->attach);
+    q->polling = true;
     if (may_use_ring(q)) {
         refresh_memory(q);
         vring_disable_notification(&q->vring);
@@ -688,7 +687,7 @@ static void host_notifier_poll_end(EventNotifier *n)
 {
     DataPlaneQueue *q = container_of(n, DataPlaneQueue, host_notifier);
 
-    q->polling_attach = 0;
+    q->polling = false;
     /* The event loop polls once more after this. */
     if (may_use_ring(q)) {
         refresh_memory(q);
@@ -722,7 +721,6 @@ void data_plane_queue_init(DataPlaneQueue *q, VirtIOBlockDataPlane *dp,
     q->s = s;
     q->vq = virtio_get_queue(VIRTIO_DEVICE(s), index);
     q->index = index;
-    q->attach = 1;
     data_plane_bounce_init(&q->bounce, &bounce_ops, VIRTIO_DEVICE(s), index);
 }
 
@@ -825,8 +823,6 @@ void data_plane_queue_attach(DataPlaneQueue *q)
     if (q->quiesced) {
         return;
     }
-    /* 0 is never: is_polling() */
-    qatomic_set(&q->attach, q->attach + 1 ?: 1);
     aio_set_event_notifier(q->ctx, &q->host_notifier, host_notifier_read,
                            host_notifier_poll, host_notifier_poll_ready);
     aio_set_event_notifier_poll(q->ctx, &q->host_notifier,
@@ -834,8 +830,8 @@ void data_plane_queue_attach(DataPlaneQueue *q)
                                 host_notifier_poll_end);
     /*
      * Kicks while nobody looked are lost.  Besides, a detach may have left
-     * notifications off if it came while the event loop polled; the handler
-     * enables them when it runs, or poll_end does.
+     * notifications off if it came while the event loop polled: see
+     * host_notifier_read().
      */
     event_notifier_set(&q->host_notifier);
 }

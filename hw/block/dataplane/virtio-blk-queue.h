@@ -110,15 +110,9 @@ struct DataPlaneQueue {
      */
     int error;
 
-    /*
-     * Number of the last attach, never 0.  Writer: BQL held; reader: the
-     * queue's AioContext, where a handler of before may still run; atomic.
-     */
-    unsigned attach;
-
     /* The rest belongs to the queue's AioContext while it is started. */
     Vring vring;
-    unsigned polling_attach;    /* @attach while the event loop polls, or 0 */
+    bool polling;               /* between poll_begin and poll_end */
     DataPlaneNotify notify;     /* who is going to call notify_guest() */
     unsigned unnotified;        /* published since the driver was notified */
 
