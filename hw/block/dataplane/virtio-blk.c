@@ -337,7 +337,7 @@ static void fail_device(VirtIOBlockDataPlane *dp, DataPlaneQueue *q,
  */
 static bool ring_is_lost(DataPlaneQueue *q)
 {
-    return q->vring.lost || q->vring.dropped;
+    return qatomic_read(&q->vring.lost) || qatomic_read(&q->vring.dropped);
 }
 
 static void report_error(VirtIOBlockDataPlane *dp, DataPlaneQueue *q)

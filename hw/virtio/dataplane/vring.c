@@ -12,6 +12,7 @@
  */
 
 #include "qemu/osdep.h"
+#include "qemu/atomic.h"
 #include "qapi/error.h"
 #include "vring-internal.h"
 
@@ -448,16 +449,19 @@ static void vring_unmap_areas(Vring *vring)
 /* Finds the ring's areas anew.  They are lost together. */
 static bool vring_resolve(Vring *vring)
 {
+    bool found;
+
     vring_unmap_areas(vring);
-    vring->lost = !vring_area_map(vring, &vring->desc, vring->config.packed) ||
-                  !vring_area_map(vring, &vring->avail, false) ||
-                  !vring_area_map(vring, &vring->used, true);
-    if (vring->lost) {
+    found = vring_area_map(vring, &vring->desc, vring->config.packed) &&
+            vring_area_map(vring, &vring->avail, false) &&
+            vring_area_map(vring, &vring->used, true);
+    if (!found) {
         vring_unmap_areas(vring);
     }
+    qatomic_set(&vring->lost, !found);
     /* What stands in memory that has returned is not known. */
     vring->event_flags = VRING_EVENT_FLAGS_UNKNOWN;
-    return !vring->lost;
+    return found;
 }
 
 /* Life */
@@ -536,7 +540,7 @@ static inline void vring_put_used(Vring *vring, unsigned id, unsigned ndescs,
     assert(vring->inuse >= ndescs);
     vring->inuse -= ndescs;
     if (unlikely(vring->lost || vring->broken)) {
-        vring->dropped = true;
+        qatomic_set(&vring->dropped, true);
         return;
     }
     if (vring->config.packed) {

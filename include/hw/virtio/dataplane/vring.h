@@ -143,11 +143,11 @@ typedef struct Vring {
     VringConfig config;
     uint16_t mask;              /* split: config.num - 1 */
     bool swap;                  /* ring is not in host byte order */
-    bool lost;                  /* its areas are not all in RAM */
+    bool lost;                  /* its areas are not all in RAM; atomic */
 
     /* Written at each operation, in the owner's context. */
     bool broken;
-    bool dropped;               /* an element, while lost or broken */
+    bool dropped;               /* an element, while lost or broken; atomic */
     bool signalled_used_valid;
     bool avail_wrap;            /* packed: wrap counters of the positions */
     bool used_wrap;
