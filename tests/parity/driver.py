@@ -106,8 +106,12 @@ class Arena:
         self._heap = self._base if mark is None else mark
 
     def pack(self, form: str, address: int, *values: int) -> None:
-        """Writes to memory."""
-        struct.pack_into('<' + form, self.memory, address, *values)
+        """
+        Writes to memory, which a device looks at meanwhile: pack_into() would
+        fill a field with zeroes first.
+        """
+        packed = struct.pack('<' + form, *values)
+        self.memory[address:address + len(packed)] = packed
 
     def unpack(self, form: str, address: int) -> Tuple[int, ...]:
         """Reads from memory."""
