@@ -178,6 +178,12 @@ class Problems(unittest.TestCase):
     def test_section_without_need(self):
         self.assertRegex(self.told(LIST, ['A-1', 'A-2'])[0], '^A: all rows')
 
+    def test_ids_in_code(self):
+        text = '/* See A-1 and 2.7.8 */\nint A_1 = XA-1;\n/* (A-9, A-3) */'
+        rows = coverage.Requirements(LIST).rows
+        self.assertEqual(list(coverage.ids_in_code(rows, text)),
+                         [(1, 'A-1'), (3, 'A-3')])
+
     def test_bad_lists(self):
         for line, text in (('A-1 | plane | Again.', 'there already'),
                            ('A-4 | nobody | Four.', 'is none of'),

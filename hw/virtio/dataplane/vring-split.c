@@ -7,7 +7,7 @@
  * The ring is shared with the driver, which runs concurrently and may be
  * hostile: each field is read once, into a local variable, and only what was
  * checked is used.  Nothing that the device keeps for itself (positions,
- * chains in flight) is ever read back from the ring (SPLIT-18).
+ * chains in flight) is ever read back from the ring.
  *
  * Which barrier pairs with which:
  *
@@ -113,7 +113,7 @@ static uint16_t split_num_avail(Vring *vring)
         vring->shadow_avail_idx = vring_load16(vring->swap,
                                                split_avail_idx(vring));
         num = vring->shadow_avail_idx - vring->last_avail_idx;
-        /* Entries and descriptors are read after the index (SPLIT-6) */
+        /* Entries and descriptors are read after the index (2.7.13) */
         smp_rmb();
     }
     return num;
@@ -317,7 +317,7 @@ bool vring_split_should_notify(Vring *vring)
     bool valid = vring->signalled_used_valid;
     uint16_t event;
 
-    /* The driver must see the index before we look at its wish (SPLIT-38) */
+    /* The driver must see the index before we look at its wish (2.7.7.2) */
     smp_mb();
     if (vring->config.event_idx) {
         vring->signalled_used = new;
@@ -368,7 +368,7 @@ bool vring_split_enable_notification(Vring *vring)
     } else {
         split_set_used_flags(vring, 0);
     }
-    /* Asked first, then looked: what comes between is not lost (SPLIT-44) */
+    /* Asked first, then looked: what comes between is not lost (2.7.10.2) */
     smp_mb();
     return vring_split_more_avail(vring);
 }

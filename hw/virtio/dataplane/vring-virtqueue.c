@@ -111,7 +111,7 @@ static bool vring_take_state(Vring *vring, const VirtQueueRingState *state,
 bool vring_setup(Vring *vring, VirtIODevice *vdev, int n, VringMemory *mem,
                  Error **errp)
 {
-    /* Only what the driver negotiated counts, not what was offered (FEAT-10) */
+    /* Only negotiated features change what the device does (2.2) */
     VringConfig config = {
         .num = virtio_queue_get_num(vdev, n),
         .desc = virtio_queue_get_desc_addr(vdev, n),
@@ -135,7 +135,7 @@ bool vring_setup(Vring *vring, VirtIODevice *vdev, int n, VringMemory *mem,
         return false;
     }
     if (!vring_open(vring, &config, mem, errp)) {
-        /* No device can work with such a ring (ROBS-22). */
+        /* No device can work with a ring outside of its memory. */
         if (vring->lost) {
             vdev->broken = true;
         }
