@@ -8,13 +8,18 @@
  *
  * The path of a request:
  *
- *   handle_notify      pops all that is there into slots of the pool, hands
- *                      each to virtio_blk_handle_request(), submits what was
- *                      merged once per batch
- *   block layer        in the queue's AioContext
- *   complete_request   pushes the used element, publishes every few of them,
- *                      asks for notify_guest() at the end of the batch
- *   notify_guest       publishes the rest and notifies the driver at most once
+ *   handle_notify               for each batch:
+ *     queue_process_ring
+ *       queue_pop_batch           pops requests into slots of the pool
+ *       queue_handle_batch        hands each to virtio_blk_handle_request()
+ *     virtio_blk_submit_multireq  submits what was merged
+ *   block layer                   in the queue's AioContext
+ *   data_plane_queue_complete
+ *     queue_use_request           pushes the used element, publishes every few
+ *                                 of them, asks for notify_guest() at the end
+ *                                 of the batch
+ *   notify_guest                  publishes the rest and notifies the driver at
+ *                                 most once
  *
  * A request with buffers that are not in RAM takes a longer way, through the
  * main loop: see virtio-blk-bounce.c.
@@ -111,10 +116,7 @@ VirtioBlkDataPlaneQueueInfo *data_plane_queue_info(DataPlaneQueue *q,
 
 /* The pool */
 
-/*
- * Without initialising the slots: memory that nobody touches costs nothing,
- * unless it is locked.
- */
+/* Do not initialise the slots: untouched memory takes no RAM unless locked. */
 static DataPlanePool *pool_new(unsigned size)
 {
     DataPlanePool *pool = g_malloc(sizeof(*pool) +
@@ -206,7 +208,7 @@ static VirtIODevice *queue_vdev(DataPlaneQueue *q)
     return &q->s->parent_obj;
 }
 
-static void fail(DataPlaneQueue *q, int err)
+static void queue_set_error(DataPlaneQueue *q, int err)
 {
     if (err == VRING_ERR_RING_LOST) {
         /* Which may be over soon: any other error counts for more. */
@@ -214,10 +216,10 @@ static void fail(DataPlaneQueue *q, int err)
     } else {
         qatomic_set(&q->error, err);
     }
-    data_plane_queue_failed(q);
+    qemu_bh_schedule(q->attention_bh);
 }
 
-static void account(DataPlaneQueue *q)
+static void queue_account(DataPlaneQueue *q)
 {
     if (q->acct_num) {
         block_acct_done_batch(blk_get_stats(q->s->blk), q->acct, q->acct_num);
@@ -226,15 +228,16 @@ static void account(DataPlaneQueue *q)
 }
 
 /*
- * Whoever sees that a request succeeded shall find it in the statistics.
+ * Account first: statistics must include each request that the driver can see
+ * as completed.
  *
- * A device that needs a reset uses no buffers (2.1.2).  Where bus mastering has
- * been taken away what was pushed before is shown all the same: part of it may
- * be in the ring already.
+ * A device that needs a reset uses no buffers (2.1.2).  Without bus mastering
+ * publish what was pushed before it was disabled: part of it may be in the ring
+ * already.
  */
-static void publish(DataPlaneQueue *q)
+static void queue_publish(DataPlaneQueue *q)
 {
-    account(q);
+    queue_account(q);
     if (!queue_vdev(q)->broken) {
         q->unnotified += vring_publish(&q->vring);
     }
@@ -244,7 +247,7 @@ static void notify_guest(DataPlaneQueue *q)
 {
     unsigned count;
 
-    publish(q);
+    queue_publish(q);
     count = q->unnotified;
     if (!count) {
         return;
@@ -261,7 +264,7 @@ static void notify_guest(DataPlaneQueue *q)
     }
 }
 
-/* Context: BH in the queue's AioContext, or as notify_deferred() */
+/* Context: BH in the queue's AioContext, or as notify_guest_deferred() */
 static void notify_guest_bh(void *opaque)
 {
     DataPlaneQueue *q = opaque;
@@ -271,10 +274,10 @@ static void notify_guest_bh(void *opaque)
 }
 
 /*
- * See defer_call().  Called at once, it cannot tell how many more completions
- * the event loop has at hand; with others in flight they are worth a look.
+ * See defer_call().  When it is called at once, more completions may follow in
+ * this pass of the event loop: with requests in flight, notify in a BH.
  */
-static void notify_deferred(void *opaque)
+static void notify_guest_deferred(void *opaque)
 {
     DataPlaneQueue *q = opaque;
 
@@ -287,33 +290,33 @@ static void notify_deferred(void *opaque)
 }
 
 /*
- * Lets the completions that come together share a notification: those of a
- * defer_call() section, or of one pass of the event loop.
+ * Notify once for the completions of a defer_call() section, or of one pass of
+ * the event loop.
  */
-static void notify_later(DataPlaneQueue *q)
+static void notify_guest_later(DataPlaneQueue *q)
 {
     if (q->notify != DATA_PLANE_NOTIFY_NOBODY) {
         return;
     }
     q->notify = DATA_PLANE_NOTIFY_ASKED;
-    defer_call(notify_deferred, q);
+    defer_call(notify_guest_deferred, q);
     if (q->notify == DATA_PLANE_NOTIFY_ASKED) {
         q->notify = DATA_PLANE_NOTIFY_DEFERRED;
     }
 }
 
 /*
- * The end of a batch is not near yet.  A defer_call() section is one sweep of
- * completions, whose end the driver is worth to wait for: notifying it on the
- * way was measured to double the interrupts of a fast file.  A pass of the
- * event loop is longer, and a driver that sleeps through it would be late.
+ * Called in the middle of a batch.  A defer_call() section is one sweep of
+ * completions and ends soon, so defer the notification until then: notifying
+ * earlier was measured to double the interrupts of a fast file.  A pass of the
+ * event loop takes longer, so notify now.
  */
-static void publish_some(DataPlaneQueue *q)
+static void queue_publish_early(DataPlaneQueue *q)
 {
     if (q->notify == DATA_PLANE_NOTIFY_IN_BH) {
         notify_guest(q);
     } else {
-        publish(q);
+        queue_publish(q);
     }
 }
 
@@ -347,7 +350,7 @@ static uint32_t used_length(VirtIOBlockReq *req, uint32_t type,
 }
 
 /* @buf: NULL if QEMU's virtqueue code has mapped the request */
-static void use_request(DataPlaneQueue *q, VirtIOBlockReq *req,
+static void queue_use_request(DataPlaneQueue *q, VirtIOBlockReq *req,
                         VringBuffer *buf, unsigned char status)
 {
     uint32_t type = request_type(req);
@@ -359,23 +362,23 @@ static void use_request(DataPlaneQueue *q, VirtIOBlockReq *req,
     }
     vring_push(&q->vring, &req->elem, buf, used_length(req, type, status));
 
-    /* What failed the device accounts for itself. */
+    /* virtio-blk.c accounts for failed requests. */
     if (status == VIRTIO_BLK_S_OK && req->acct.type != BLOCK_ACCT_NONE) {
         q->acct[q->acct_num++] = req->acct;
         req->acct.type = BLOCK_ACCT_NONE;
     }
     if (vring_unpublished(&q->vring) >= DATA_PLANE_PUBLISH ||
         q->acct_num == DATA_PLANE_PUBLISH) {
-        publish_some(q);
+        queue_publish_early(q);
     }
-    notify_later(q);
+    notify_guest_later(q);
     if (unlikely(q->vring.lost)) {
-        fail(q, VRING_ERR_RING_LOST);
+        queue_set_error(q, VRING_ERR_RING_LOST);
     }
 }
 
 /* Does it take the BQL to write what the request has read? */
-static bool is_bounced(DataPlaneQueue *q, const VirtIOBlockReq *req,
+static bool request_is_bounced(DataPlaneQueue *q, const VirtIOBlockReq *req,
                        const VringBuffer *buf)
 {
     if (likely(buf && !vring_is_bounced(buf))) {
@@ -389,16 +392,16 @@ static bool is_bounced(DataPlaneQueue *q, const VirtIOBlockReq *req,
     return false;
 }
 
-void data_plane_complete_request(VirtIOBlockReq *req, unsigned char status)
+void data_plane_queue_complete(DataPlaneQueue *q, VirtIOBlockReq *req,
+                               unsigned char status)
 {
-    DataPlaneQueue *q = data_plane_queue_of(req);
     VringBuffer *buf = request_buffer(req);
 
     IO_CODE();
-    if (unlikely(is_bounced(q, req, buf))) {
+    if (unlikely(request_is_bounced(q, req, buf))) {
         data_plane_bounce_unmap(&q->bounce, req, buf, status);
     } else {
-        use_request(q, req, buf, status);
+        queue_use_request(q, req, buf, status);
     }
 }
 
@@ -412,7 +415,7 @@ static void request_unmapped(DataPlaneBounce *b, VirtIOBlockReq *req,
 {
     VringBuffer unmapped = { .mapping = VRING_UNMAPPED };
 
-    use_request(queue_of_bounce(b), req, request_buffer(req) ?: &unmapped,
+    queue_use_request(queue_of_bounce(b), req, request_buffer(req) ?: &unmapped,
                 status);
     virtio_blk_free_request(req);
 }
@@ -424,7 +427,7 @@ static void request_mapped(DataPlaneBounce *b, int ret)
     if (ret == 0) {
         event_notifier_set(&q->host_notifier);
     } else {
-        fail(q, VRING_ERR_ADDRESS);
+        queue_set_error(q, VRING_ERR_ADDRESS);
     }
 }
 
@@ -433,10 +436,8 @@ static const DataPlaneBounceOps bounce_ops = {
     .unmapped = request_unmapped,
 };
 
-void data_plane_detach_request(VirtIOBlockReq *req)
+void data_plane_queue_give_up(DataPlaneQueue *q, VirtIOBlockReq *req)
 {
-    DataPlaneQueue *q = data_plane_queue_of(req);
-
     IO_CODE();
     vring_detach(&q->vring, &req->elem, request_buffer(req));
 }
@@ -460,7 +461,7 @@ static void prefetch_request(const VirtQueueElement *elem)
  * Another queue may break the device meanwhile; nothing is taken after that.
  * Nor is anything behind a request that has to be mapped in the main loop.
  */
-static unsigned pop_requests(DataPlaneQueue *q, VirtIOBlockReq **reqs,
+static unsigned queue_pop_batch(DataPlaneQueue *q, VirtIOBlockReq **reqs,
                              unsigned max, int *err)
 {
     unsigned n;
@@ -496,7 +497,7 @@ static unsigned pop_requests(DataPlaneQueue *q, VirtIOBlockReq **reqs,
 }
 
 /* Returns false if the device is broken; what is left has been given up then */
-static bool handle_requests(DataPlaneQueue *q, VirtIOBlockReq **reqs,
+static bool queue_handle_batch(DataPlaneQueue *q, VirtIOBlockReq **reqs,
                             unsigned n, MultiReqBuffer *mrb)
 {
     unsigned i = 0;
@@ -508,14 +509,14 @@ static bool handle_requests(DataPlaneQueue *q, VirtIOBlockReq **reqs,
         return true;
     }
     for (; i < n; i++) {
-        data_plane_detach_request(reqs[i]);
+        data_plane_queue_give_up(q, reqs[i]);
         virtio_blk_free_request(reqs[i]);
     }
     return false;
 }
 
 /* Hands the request on that has been mapped meanwhile, if any */
-static unsigned take_mapped(DataPlaneQueue *q, MultiReqBuffer *mrb)
+static unsigned queue_handle_mapped(DataPlaneQueue *q, MultiReqBuffer *mrb)
 {
     VirtIOBlockReq *req;
 
@@ -523,7 +524,7 @@ static unsigned take_mapped(DataPlaneQueue *q, MultiReqBuffer *mrb)
         return 0;
     }
     req = data_plane_bounce_take(&q->bounce);
-    handle_requests(q, &req, 1, mrb);
+    queue_handle_batch(q, &req, 1, mrb);
     return 1;
 }
 
@@ -531,7 +532,7 @@ static unsigned take_mapped(DataPlaneQueue *q, MultiReqBuffer *mrb)
  * Pops and hands on at most @max requests.  Returns their number; if there
  * was a mistake the device is broken, or is going to be.
  */
-static unsigned take_requests(DataPlaneQueue *q, MultiReqBuffer *mrb,
+static unsigned queue_process_ring(DataPlaneQueue *q, MultiReqBuffer *mrb,
                               unsigned max)
 {
     VirtIOBlockReq *reqs[VIRTIO_BLK_MAX_MERGE_REQS];
@@ -540,20 +541,20 @@ static unsigned take_requests(DataPlaneQueue *q, MultiReqBuffer *mrb,
     do {
         int err = 0;
 
-        n = pop_requests(q, reqs, MIN(max - total, ARRAY_SIZE(reqs)), &err);
+        n = queue_pop_batch(q, reqs, MIN(max - total, ARRAY_SIZE(reqs)), &err);
         total += n;
-        if (!handle_requests(q, reqs, n, mrb)) {
+        if (!queue_handle_batch(q, reqs, n, mrb)) {
             break;
         }
         if (unlikely(err < 0)) {
-            fail(q, -err);
+            queue_set_error(q, -err);
         }
     } while (n == ARRAY_SIZE(reqs) && total < max);
     return total;
 }
 
-/* Kicks that came while the ring's memory was gone found nothing. */
-static void refresh_memory(DataPlaneQueue *q)
+/* Kick again when a lost ring returns: kicks in between found nothing. */
+static void queue_refresh_memory(DataPlaneQueue *q)
 {
     bool was_lost = q->vring.lost;
 
@@ -564,15 +565,14 @@ static void refresh_memory(DataPlaneQueue *q)
 }
 
 /*
- * One look at the ring takes a ring's worth of requests at the most, or a
- * driver that adds as fast as the device takes would keep the IOThread from
- * everything else, a stop included.
+ * Take at most as many requests as the ring has entries, so that a fast driver
+ * cannot starve the event loop.
  *
- * While the event loop polls nobody needs to be notified: between poll_begin
- * and poll_end the driver is not asked to.
+ * Leave notifications alone while the event loop polls: poll_begin has disabled
+ * them, and poll_end enables them.
  *
- * In a drained section requests stay in the ring; its end attaches the queue,
- * which is a kick.
+ * In a drained section requests stay in the ring: drained_end attaches the
+ * queue, which kicks it.
  */
 static void handle_notify(DataPlaneQueue *q)
 {
@@ -588,15 +588,15 @@ static void handle_notify(DataPlaneQueue *q)
         !blk_submit_begin(q->s->blk)) {
         return;
     }
-    refresh_memory(q);
+    queue_refresh_memory(q);
 
     defer_call_begin();
-    total = take_mapped(q, &mrb);
+    total = queue_handle_mapped(q, &mrb);
     do {
         if (!q->polling) {
             vring_disable_notification(&q->vring);
         }
-        total += take_requests(q, &mrb, budget - total);
+        total += queue_process_ring(q, &mrb, budget - total);
         more = q->polling ? vring_more_avail(&q->vring)
                           : vring_enable_notification(&q->vring);
         /* A stalled queue pops no more; the main loop is going to kick it. */
@@ -638,12 +638,13 @@ static void host_notifier_read(EventNotifier *n)
     if (likely(qatomic_load_acquire(&q->active))) {
         handle_notify(q);
     } else {
-        data_plane_queue_enabled_late(q);
+        /* A kick for a queue without a ring: is it enabled by now? */
+        qemu_bh_schedule(q->attention_bh);
     }
 }
 
-/* A device that is broken, or no bus master, does not touch its rings. */
-static bool may_use_ring(DataPlaneQueue *q)
+/* A broken device, or one without bus mastering, does not access its rings. */
+static bool queue_may_use_ring(DataPlaneQueue *q)
 {
     return qatomic_load_acquire(&q->active) &&
            !virtio_device_disabled(queue_vdev(q));
@@ -656,9 +657,9 @@ static bool host_notifier_poll(void *opaque)
 
     switch (data_plane_bounce_stall(&q->bounce)) {
     case DATA_PLANE_STALL_NONE:
-        return may_use_ring(q) && vring_more_avail(&q->vring);
+        return queue_may_use_ring(q) && vring_more_avail(&q->vring);
     case DATA_PLANE_STALL_MAPPED:
-        return may_use_ring(q);
+        return queue_may_use_ring(q);
     default:
         return false;
     }
@@ -677,8 +678,8 @@ static void host_notifier_poll_begin(EventNotifier *n)
     DataPlaneQueue *q = container_of(n, DataPlaneQueue, host_notifier);
 
     q->polling = true;
-    if (may_use_ring(q)) {
-        refresh_memory(q);
+    if (queue_may_use_ring(q)) {
+        queue_refresh_memory(q);
         vring_disable_notification(&q->vring);
     }
 }
@@ -689,8 +690,8 @@ static void host_notifier_poll_end(EventNotifier *n)
 
     q->polling = false;
     /* The event loop polls once more after this. */
-    if (may_use_ring(q)) {
-        refresh_memory(q);
+    if (queue_may_use_ring(q)) {
+        queue_refresh_memory(q);
         vring_enable_notification(&q->vring);
     }
 }
@@ -709,18 +710,19 @@ static void memory_changed_bh(void *opaque)
         /* It uses no buffers any more (2.1.2), but lets go of memory */
         q->vring.broken = true;
     }
-    refresh_memory(q);
+    queue_refresh_memory(q);
 }
 
-void data_plane_queue_init(DataPlaneQueue *q, VirtIOBlockDataPlane *dp,
-                           VirtIOBlock *s, unsigned index)
+void data_plane_queue_init(DataPlaneQueue *q, VirtIOBlock *s, unsigned index,
+                           QEMUBH *attention_bh)
 {
     GLOBAL_STATE_CODE();
 
-    q->dp = dp;
     q->s = s;
+    q->attention_bh = attention_bh;
     q->vq = virtio_get_queue(VIRTIO_DEVICE(s), index);
     q->index = index;
+    q->quiesced = true;
     data_plane_bounce_init(&q->bounce, &bounce_ops, VIRTIO_DEVICE(s), index);
 }
 
@@ -735,7 +737,7 @@ void data_plane_queue_cleanup(DataPlaneQueue *q)
 }
 
 /* What a migration brought may not fit to the positions of the queue. */
-static unsigned parked_descs(DataPlaneQueue *q)
+static unsigned queue_parked_descs(DataPlaneQueue *q)
 {
     unsigned n = 0;
 
@@ -761,7 +763,7 @@ bool data_plane_queue_setup(DataPlaneQueue *q, VringMemory *mem, Error **errp)
     if (!vring_setup(&q->vring, vdev, q->index, mem, errp)) {
         return false;
     }
-    if (parked_descs(q) > q->vring.inuse) {
+    if (queue_parked_descs(q) > q->vring.inuse) {
         vring_teardown(&q->vring, vdev, q->index);
         error_setg(errp, "requests that are parked take more descriptors than "
                    "are in flight");
@@ -780,7 +782,7 @@ bool data_plane_queue_setup(DataPlaneQueue *q, VringMemory *mem, Error **errp)
  * behind: afterwards they are what QEMU's own code could have popped, fit to
  * be migrated, dropped, or completed anywhere.
  */
-static void pin_requests(DataPlaneQueue *q)
+static void queue_pin_requests(DataPlaneQueue *q)
 {
     for (unsigned i = 0; i < q->pool->touched; i++) {
         DataPlaneReq *slot = &q->pool->slots[i];
@@ -798,17 +800,16 @@ void data_plane_queue_teardown(DataPlaneQueue *q)
     if (!q->active) {
         return;
     }
-    pin_requests(q);
+    queue_pin_requests(q);
     vring_teardown(&q->vring, VIRTIO_DEVICE(q->s), q->index);
     q->active = false;
 }
 
-void data_plane_queue_start(DataPlaneQueue *q, AioContext *ctx)
+void data_plane_queue_bind(DataPlaneQueue *q, AioContext *ctx)
 {
     GLOBAL_STATE_CODE();
 
     q->ctx = ctx;
-    q->quiesced = false;
     q->host_notifier = *virtio_queue_get_host_notifier(q->vq);
     q->guest_notifier = *virtio_queue_get_guest_notifier(q->vq);
     q->notify_bh = aio_bh_new(ctx, notify_guest_bh, q);
@@ -856,6 +857,13 @@ static void quiesce_bh(void *opaque)
     event_notifier_test_and_clear(&q->host_notifier);
 }
 
+void data_plane_queue_resume(DataPlaneQueue *q)
+{
+    GLOBAL_STATE_CODE();
+
+    q->quiesced = false;
+}
+
 void data_plane_queue_quiesce(DataPlaneQueue *q)
 {
     GLOBAL_STATE_CODE();
@@ -871,7 +879,7 @@ static void delete_bh(void *opaque)
 }
 
 /* Context: BH in the queue's AioContext */
-static void flush_bh(void *opaque)
+static void unbind_bh(void *opaque)
 {
     DataPlaneQueue *q = opaque;
 
@@ -882,11 +890,11 @@ static void flush_bh(void *opaque)
     if (q->active) {
         notify_guest(q);
     }
-    account(q);
+    queue_account(q);
 }
 
 /* As the error policy does, and like it with the headers given back */
-static void park_request(DataPlaneQueue *q, VirtIOBlockReq *req)
+static void queue_park_request(DataPlaneQueue *q, VirtIOBlockReq *req)
 {
     QEMU_LOCK_GUARD(&q->s->rq_lock);
 
@@ -896,7 +904,7 @@ static void park_request(DataPlaneQueue *q, VirtIOBlockReq *req)
 }
 
 /* What the main loop has not mapped or not unmapped yet is begun anew. */
-static void put_back_bounced(DataPlaneQueue *q)
+static void queue_put_back_bounced(DataPlaneQueue *q)
 {
     VirtIOBlockReq *req = data_plane_bounce_take(&q->bounce);
 
@@ -906,22 +914,22 @@ static void put_back_bounced(DataPlaneQueue *q)
     }
     while ((req = data_plane_bounce_cancel(&q->bounce))) {
         if (virtio_device_disabled(queue_vdev(q))) {
-            data_plane_detach_request(req);
+            data_plane_queue_give_up(q, req);
             virtio_blk_free_request(req);
         } else {
-            park_request(q, req);
+            queue_park_request(q, req);
         }
     }
 }
 
-void data_plane_queue_flush(DataPlaneQueue *q)
+void data_plane_queue_unbind(DataPlaneQueue *q)
 {
     QEMUBH *memory_bh = g_steal_pointer(&q->memory_bh);
 
     GLOBAL_STATE_CODE();
     data_plane_bounce_stop(&q->bounce);
     /* Memory may change while this waits: nobody schedules the BH any more. */
-    aio_wait_bh_oneshot(q->ctx, flush_bh, q);
+    aio_wait_bh_oneshot(q->ctx, unbind_bh, q);
     aio_wait_bh_oneshot(q->ctx, delete_bh, memory_bh);
-    put_back_bounced(q);
+    queue_put_back_bounced(q);
 }

@@ -74,7 +74,7 @@ typedef struct DataPlaneStats {
     uint64_t merged;            /* requests that went along with another */
 } DataPlaneStats;
 
-/* Who ends a batch of completions, see notify_later() */
+/* Who ends a batch of completions, see notify_guest_later() */
 typedef enum DataPlaneNotify {
     DATA_PLANE_NOTIFY_NOBODY,   /* no batch has begun */
     DATA_PLANE_NOTIFY_ASKED,    /* defer_call() has been called just now */
@@ -87,16 +87,16 @@ typedef enum DataPlaneNotify {
  * quiet, that is detached from its AioContext, and read in its AioContext.
  */
 struct DataPlaneQueue {
-    VirtIOBlockDataPlane *dp;
     VirtIOBlock *s;
     VirtQueue *vq;
+    QEMUBH *attention_bh;       /* the plane's, in the main loop: see @error */
     AioContext *ctx;            /* constant only while the queue is started */
     EventNotifier host_notifier;    /* copies of the VirtQueue's */
     EventNotifier guest_notifier;
     QEMUBH *notify_bh;
     QEMUBH *memory_bh;
     uint16_t index;
-    bool quiesced;              /* not to be attached until started anew */
+    bool quiesced;              /* attaching has no effect */
 
     /*
      * The driver has enabled the queue and @vring is set up.  Writer: BQL
@@ -129,12 +129,15 @@ struct DataPlaneQueue {
 
 /**
  * data_plane_queue_init: prepare a queue for a device that is being realized
+ * @attention_bh: scheduled when @error is set, and when a kick comes for a
+ *                queue that has no ring yet; it runs in the main loop
+ *
  * Pair: data_plane_queue_cleanup()
  *
  * Context: BQL held
  */
-void data_plane_queue_init(DataPlaneQueue *q, VirtIOBlockDataPlane *dp,
-                           VirtIOBlock *s, unsigned index);
+void data_plane_queue_init(DataPlaneQueue *q, VirtIOBlock *s, unsigned index,
+                           QEMUBH *attention_bh);
 void data_plane_queue_cleanup(DataPlaneQueue *q);
 
 /**
@@ -154,17 +157,21 @@ bool data_plane_queue_setup(DataPlaneQueue *q, VringMemory *mem,
 /**
  * data_plane_queue_teardown: hand the ring back, parked requests included
  *
+ * Pair: data_plane_queue_setup()
+ *
  * Context: BQL held, drained
  */
 void data_plane_queue_teardown(DataPlaneQueue *q);
 
 /**
- * data_plane_queue_start: note the notifiers and make the bottom halves
- * Pair: data_plane_queue_flush()
+ * data_plane_queue_bind: note the notifiers and make the bottom halves
+ * @ctx: the AioContext that serves the queue
  *
- * Context: BQL held
+ * Pair: data_plane_queue_unbind()
+ *
+ * Context: BQL held, quiesced
  */
-void data_plane_queue_start(DataPlaneQueue *q, AioContext *ctx);
+void data_plane_queue_bind(DataPlaneQueue *q, AioContext *ctx);
 
 /**
  * data_plane_queue_attach: kick the queue and look at it from now on
@@ -179,6 +186,8 @@ void data_plane_queue_attach(DataPlaneQueue *q);
  *
  * A handler that runs right now goes on to its end.
  *
+ * Pair: data_plane_queue_attach()
+ *
  * Context: BQL held
  */
 void data_plane_queue_detach(DataPlaneQueue *q);
@@ -187,41 +196,57 @@ void data_plane_queue_detach(DataPlaneQueue *q);
  * data_plane_queue_quiesce: detach, and wait for a handler that still runs
  *
  * A kick that has come meanwhile is cleared: the next attach kicks anyway.
- * Attaching has no effect until data_plane_queue_start(), so that the end of
+ * Attaching has no effect until data_plane_queue_resume(), so that the end of
  * a drained section does not undo this.
  *
- * Context: BQL held
+ * Pair: data_plane_queue_resume()
+ *
+ * Context: BQL held, bound
  */
 void data_plane_queue_quiesce(DataPlaneQueue *q);
 
 /**
- * data_plane_queue_flush: show the driver all that is completed
+ * data_plane_queue_resume: let the queue be attached
+ *
+ * Attaches nothing.  A new queue is quiesced, too.
+ *
+ * Pair: data_plane_queue_quiesce()
+ *
+ * Context: BQL held
+ */
+void data_plane_queue_resume(DataPlaneQueue *q);
+
+/**
+ * data_plane_queue_unbind: show all completions, delete the bottom halves
  *
  * Requests that wait for the main loop to access what is not RAM are put back
  * into the ring, or parked.
  *
- * Undoes data_plane_queue_start().
+ * Pair: data_plane_queue_bind()
  *
- * Context: BQL held, drained
+ * Context: BQL held, quiesced, drained
  */
-void data_plane_queue_flush(DataPlaneQueue *q);
+void data_plane_queue_unbind(DataPlaneQueue *q);
 
 /**
- * data_plane_complete_request: the completion hook while the plane runs
+ * data_plane_queue_complete: complete a request that was popped or restarted
  * @req: status is written
  *
+ * The caller frees @req afterwards.
+ *
  * Context: the queue's AioContext
  */
-void data_plane_complete_request(VirtIOBlockReq *req, unsigned char status);
+void data_plane_queue_complete(DataPlaneQueue *q, VirtIOBlockReq *req,
+                               unsigned char status);
 
 /**
- * data_plane_detach_request: give a request up while the plane runs
+ * data_plane_queue_give_up: never show a request to the driver again
  *
- * The driver does not see it again.
+ * The caller frees @req afterwards.
  *
- * Context: the queue's AioContext
+ * Context: the queue's AioContext, or drained
  */
-void data_plane_detach_request(VirtIOBlockReq *req);
+void data_plane_queue_give_up(DataPlaneQueue *q, VirtIOBlockReq *req);
 
 /**
  * data_plane_queue_info: counters of a queue
@@ -231,32 +256,5 @@ void data_plane_detach_request(VirtIOBlockReq *req);
  */
 VirtioBlkDataPlaneQueueInfo *data_plane_queue_info(DataPlaneQueue *q,
                                                    const char *iothread);
-
-/**
- * data_plane_queue_failed: the ring has an error that waits to be reported
- *
- * Implemented by the plane; makes the main loop look at @q->error.
- *
- * Context: the queue's AioContext, or BQL held
- */
-void data_plane_queue_failed(DataPlaneQueue *q);
-
-/**
- * data_plane_queue_enabled_late: a kick came for a queue without a ring
- *
- * Implemented by the plane; makes the main loop try to set it up.
- *
- * Context: the queue's AioContext
- */
-void data_plane_queue_enabled_late(DataPlaneQueue *q);
-
-/**
- * data_plane_queue_of: the queue that a request belongs to
- *
- * Implemented by the plane.
- *
- * Context: any thread
- */
-DataPlaneQueue *data_plane_queue_of(VirtIOBlockReq *req);
 
 #endif /* HW_BLOCK_DATAPLANE_VIRTIO_BLK_QUEUE_H */

@@ -65,16 +65,27 @@ struct VirtIOBlockDataPlane {
     DataPlaneQueue *queues;
 };
 
-DataPlaneQueue *data_plane_queue_of(VirtIOBlockReq *req)
+static DataPlaneQueue *plane_queue_of(VirtIOBlockReq *req)
 {
-    IO_OR_GS_CODE();
-
     return &req->dev->dataplane->queues[virtio_get_queue_index(req->vq)];
+}
+
+/* VirtIOBlock.complete_request.  Context: the queue's AioContext */
+static void plane_complete_request(VirtIOBlockReq *req, unsigned char status)
+{
+    data_plane_queue_complete(plane_queue_of(req), req, status);
+}
+
+/* VirtIOBlock.detach_request.  Context: the queue's AioContext */
+static void plane_detach_request(VirtIOBlockReq *req)
+{
+    data_plane_queue_give_up(plane_queue_of(req), req);
 }
 
 /* State */
 
-static void set_state(VirtIOBlockDataPlane *dp, VirtioBlkDataPlaneState next)
+static void plane_set_state(VirtIOBlockDataPlane *dp,
+                            VirtioBlkDataPlaneState next)
 {
     GLOBAL_STATE_CODE();
 
@@ -96,7 +107,7 @@ static void set_state(VirtIOBlockDataPlane *dp, VirtioBlkDataPlaneState next)
     dp->state = next;
 }
 
-static void set_reason(VirtIOBlockDataPlane *dp, const char *reason)
+static void plane_set_reason(VirtIOBlockDataPlane *dp, const char *reason)
 {
     g_free(dp->reason);
     dp->reason = g_strdup(reason);
@@ -110,7 +121,7 @@ bool virtio_blk_data_plane_is_busy(VirtIOBlockDataPlane *dp)
 }
 
 /* What was put off meanwhile, see virtio_blk_data_plane_is_busy() */
-static void catch_up(VirtIOBlockDataPlane *dp)
+static void plane_catch_up(VirtIOBlockDataPlane *dp)
 {
     if (dp->s->drained_end_bh) {
         qemu_bh_schedule(dp->s->drained_end_bh);
@@ -124,7 +135,7 @@ bool virtio_blk_data_plane_is_stopped(VirtIOBlockDataPlane *dp)
     return dp->state == VIRTIO_BLK_DATA_PLANE_STATE_STOPPED;
 }
 
-static const char *device_name(VirtIOBlockDataPlane *dp)
+static const char *plane_device_name(VirtIOBlockDataPlane *dp)
 {
     DeviceState *dev = DEVICE(dp->s);
     DeviceState *proxy = qdev_get_parent_bus(dev)->parent;
@@ -148,7 +159,7 @@ static const BlockOpType blocked_ops[] = {
  * Blockers stand on nodes, and the backend's node changes with snapshots and
  * jobs, but only while the backend is drained: then there is no blocker.
  */
-static void block_jobs(VirtIOBlockDataPlane *dp)
+static void plane_block_jobs(VirtIOBlockDataPlane *dp)
 {
     BlockDriverState *bs = blk_bs(dp->s->blk);
 
@@ -162,7 +173,7 @@ static void block_jobs(VirtIOBlockDataPlane *dp)
     dp->blocked_bs = bs;
 }
 
-static void unblock_jobs(VirtIOBlockDataPlane *dp)
+static void plane_unblock_jobs(VirtIOBlockDataPlane *dp)
 {
     if (!dp->blocked_bs) {
         return;
@@ -174,28 +185,28 @@ static void unblock_jobs(VirtIOBlockDataPlane *dp)
 }
 
 /* The backend drains once more, and loses its node for good. */
-static void remove_bs(Notifier *n, void *data)
+static void plane_remove_bs(Notifier *n, void *data)
 {
     VirtIOBlockDataPlane *dp = container_of(n, VirtIOBlockDataPlane,
                                             remove_bs_notifier);
 
-    unblock_jobs(dp);
+    plane_unblock_jobs(dp);
     error_free(dp->blocker);
     dp->blocker = NULL;
 }
 
-static void create_blocker(VirtIOBlockDataPlane *dp)
+static void plane_create_blocker(VirtIOBlockDataPlane *dp)
 {
     BlockConf *conf = &dp->s->conf.conf;
 
     if (!conf->share_rw) {
         error_setg(&dp->blocker, "block device is in use by data plane");
     }
-    dp->remove_bs_notifier.notify = remove_bs;
+    dp->remove_bs_notifier.notify = plane_remove_bs;
     blk_add_remove_bs_notifier(conf->blk, &dp->remove_bs_notifier);
 }
 
-static void destroy_blocker(VirtIOBlockDataPlane *dp)
+static void plane_destroy_blocker(VirtIOBlockDataPlane *dp)
 {
     notifier_remove(&dp->remove_bs_notifier);
     assert(!dp->blocked_bs);
@@ -204,7 +215,7 @@ static void destroy_blocker(VirtIOBlockDataPlane *dp)
 
 /* Creation */
 
-static bool wants_data_plane(const VirtIOBlkConf *conf)
+static bool plane_is_wanted(const VirtIOBlkConf *conf)
 {
     switch (conf->x_data_plane) {
     case ON_OFF_AUTO_ON:
@@ -217,7 +228,7 @@ static bool wants_data_plane(const VirtIOBlkConf *conf)
 }
 
 /* Stays the device's iothread until destroy, as if the user had given it */
-static bool create_private_iothread(VirtIOBlockDataPlane *dp, Error **errp)
+static bool plane_create_iothread(VirtIOBlockDataPlane *dp, Error **errp)
 {
     static unsigned serial;
     VirtIOBlkConf *conf = &dp->s->conf;
@@ -235,7 +246,7 @@ static bool create_private_iothread(VirtIOBlockDataPlane *dp, Error **errp)
     return true;
 }
 
-static void destroy_private_iothread(VirtIOBlockDataPlane *dp)
+static void plane_destroy_iothread(VirtIOBlockDataPlane *dp)
 {
     if (!dp->private_iothread) {
         return;
@@ -253,13 +264,13 @@ bool virtio_blk_data_plane_create(VirtIOBlock *s, Error **errp)
 
     GLOBAL_STATE_CODE();
     s->dataplane = NULL;
-    if (!wants_data_plane(&s->conf)) {
+    if (!plane_is_wanted(&s->conf)) {
         return true;
     }
 
     dp = g_new0(VirtIOBlockDataPlane, 1);
     dp->s = s;
-    if (!create_private_iothread(dp, errp)) {
+    if (!plane_create_iothread(dp, errp)) {
         g_free(dp);
         return false;
     }
@@ -268,12 +279,12 @@ bool virtio_blk_data_plane_create(VirtIOBlock *s, Error **errp)
             object_get_canonical_path_component(OBJECT(s->conf.iothread)));
     }
     dp->attention_bh = qemu_bh_new(attention_bh, dp);
-    create_blocker(dp);
+    plane_create_blocker(dp);
 
     dp->num_queues = s->conf.num_queues;
     dp->queues = g_new0(DataPlaneQueue, dp->num_queues);
     for (unsigned i = 0; i < dp->num_queues; i++) {
-        data_plane_queue_init(&dp->queues[i], dp, s, i);
+        data_plane_queue_init(&dp->queues[i], s, i, dp->attention_bh);
     }
     s->dataplane = dp;
     trace_virtio_blk_data_plane_create(s, dp->num_queues,
@@ -293,14 +304,14 @@ void virtio_blk_data_plane_destroy(VirtIOBlock *s)
     trace_virtio_blk_data_plane_destroy(s);
     s->dataplane = NULL;
 
-    destroy_blocker(dp);
+    plane_destroy_blocker(dp);
     qemu_bh_delete(dp->attention_bh);
     virtio_blk_drop_parked(s, NULL);
     for (unsigned i = 0; i < dp->num_queues; i++) {
         data_plane_queue_cleanup(&dp->queues[i]);
     }
     g_free(dp->queues);
-    destroy_private_iothread(dp);
+    plane_destroy_iothread(dp);
     g_free(dp->iothread_id);
     g_free(dp->reason);
     g_free(dp);
@@ -309,11 +320,12 @@ void virtio_blk_data_plane_destroy(VirtIOBlock *s)
 /* What the queues need the main loop for */
 
 /* Tells user and driver; no queue takes buffers any more. */
-static void report_broken(VirtIOBlockDataPlane *dp, unsigned queue,
+static void plane_report_broken(VirtIOBlockDataPlane *dp, unsigned queue,
                           const char *what)
 {
     virtio_error(VIRTIO_DEVICE(dp->s), "virtio-blk %s: queue %u: %s; the "
-                 "device stops until the guest resets it", device_name(dp),
+                 "device stops until the guest resets it",
+                 plane_device_name(dp),
                  queue, what);
 }
 
@@ -321,26 +333,26 @@ static void report_broken(VirtIOBlockDataPlane *dp, unsigned queue,
  * Breaks the device: all of its queues stop, and then the driver is told.
  * The main loop runs meanwhile.
  */
-static void fail_device(VirtIOBlockDataPlane *dp, DataPlaneQueue *q,
+static void plane_fail(VirtIOBlockDataPlane *dp, DataPlaneQueue *q,
                         const char *what)
 {
     VirtIODevice *vdev = VIRTIO_DEVICE(dp->s);
 
     vdev->broken = true;
     VIRTIO_DEVICE_GET_CLASS(vdev)->wait_broken(vdev);
-    report_broken(dp, q->index, what);
+    plane_report_broken(dp, q->index, what);
 }
 
 /*
  * A ring whose memory was away for a while has lost nothing if no request was
  * completed meanwhile: the queue is kicked when the memory comes back.
  */
-static bool ring_is_lost(DataPlaneQueue *q)
+static bool queue_ring_is_lost(DataPlaneQueue *q)
 {
     return qatomic_read(&q->vring.lost) || qatomic_read(&q->vring.dropped);
 }
 
-static void report_error(VirtIOBlockDataPlane *dp, DataPlaneQueue *q)
+static void plane_report_error(VirtIOBlockDataPlane *dp, DataPlaneQueue *q)
 {
     int err = qatomic_xchg(&q->error, 0);
 
@@ -349,21 +361,21 @@ static void report_error(VirtIOBlockDataPlane *dp, DataPlaneQueue *q)
     }
     /* The memory may never be needed again. */
     if (err == VRING_ERR_RING_LOST &&
-        (!ring_is_lost(q) || VIRTIO_DEVICE(dp->s)->disabled)) {
+        (!queue_ring_is_lost(q) || VIRTIO_DEVICE(dp->s)->disabled)) {
         return;
     }
-    fail_device(dp, q, vring_error_str(err));
+    plane_fail(dp, q, vring_error_str(err));
 }
 
-static void report_errors(VirtIOBlockDataPlane *dp)
+static void plane_report_errors(VirtIOBlockDataPlane *dp)
 {
     for (unsigned i = 0; i < dp->num_queues; i++) {
-        report_error(dp, &dp->queues[i]);
+        plane_report_error(dp, &dp->queues[i]);
     }
 }
 
 /* The driver enabled a queue after it had started the device. */
-static void setup_late_queues(VirtIOBlockDataPlane *dp)
+static void plane_setup_late_queues(VirtIOBlockDataPlane *dp)
 {
     for (unsigned i = 0; i < dp->num_queues; i++) {
         DataPlaneQueue *q = &dp->queues[i];
@@ -374,7 +386,7 @@ static void setup_late_queues(VirtIOBlockDataPlane *dp)
         }
         if (!data_plane_queue_setup(q, dp->mem, &err)) {
             error_prepend(&err, "enabled late: ");
-            fail_device(dp, q, error_get_pretty(err));
+            plane_fail(dp, q, error_get_pretty(err));
             error_free(err);
             /* The main loop has run. */
             return;
@@ -392,30 +404,16 @@ static void attention_bh(void *opaque)
 
     GLOBAL_STATE_CODE();
     if (dp->state == VIRTIO_BLK_DATA_PLANE_STATE_STARTED) {
-        report_errors(dp);
+        plane_report_errors(dp);
     }
     /* The main loop may have run, and stopped the plane. */
     if (dp->state == VIRTIO_BLK_DATA_PLANE_STATE_STARTED) {
-        setup_late_queues(dp);
+        plane_setup_late_queues(dp);
     }
 }
 
-void data_plane_queue_failed(DataPlaneQueue *q)
-{
-    IO_OR_GS_CODE();
-
-    qemu_bh_schedule(q->dp->attention_bh);
-}
-
-void data_plane_queue_enabled_late(DataPlaneQueue *q)
-{
-    IO_CODE();
-
-    qemu_bh_schedule(q->dp->attention_bh);
-}
-
 /* Context: BQL held */
-static void memory_changed(void *opaque)
+static void plane_memory_changed(void *opaque)
 {
     VirtIOBlockDataPlane *dp = opaque;
 
@@ -429,14 +427,14 @@ static void memory_changed(void *opaque)
 
 /* Start and stop */
 
-static bool setup_queues(VirtIOBlockDataPlane *dp, Error **errp)
+static bool plane_setup_queues(VirtIOBlockDataPlane *dp, Error **errp)
 {
     ERRP_GUARD();
 
     for (unsigned i = 0; i < dp->num_queues; i++) {
         if (!data_plane_queue_setup(&dp->queues[i], dp->mem, errp)) {
             if (VIRTIO_DEVICE(dp->s)->broken) {
-                report_broken(dp, i, error_get_pretty(*errp));
+                plane_report_broken(dp, i, error_get_pretty(*errp));
             }
             return false;
         }
@@ -444,7 +442,7 @@ static bool setup_queues(VirtIOBlockDataPlane *dp, Error **errp)
     return true;
 }
 
-static void teardown_queues(VirtIOBlockDataPlane *dp)
+static void plane_teardown_queues(VirtIOBlockDataPlane *dp)
 {
     for (unsigned i = 0; i < dp->num_queues; i++) {
         data_plane_queue_teardown(&dp->queues[i]);
@@ -453,14 +451,14 @@ static void teardown_queues(VirtIOBlockDataPlane *dp)
     dp->mem = NULL;
 }
 
-static VirtioBusState *device_bus(VirtIOBlockDataPlane *dp)
+static VirtioBusState *plane_bus(VirtIOBlockDataPlane *dp)
 {
     return VIRTIO_BUS(qdev_get_parent_bus(DEVICE(dp->s)));
 }
 
-static int set_guest_notifiers(VirtIOBlockDataPlane *dp, bool assign)
+static int plane_set_guest_notifiers(VirtIOBlockDataPlane *dp, bool assign)
 {
-    VirtioBusState *bus = device_bus(dp);
+    VirtioBusState *bus = plane_bus(dp);
 
     return VIRTIO_BUS_GET_CLASS(bus)->set_guest_notifiers(BUS(bus)->parent,
                                                           dp->num_queues,
@@ -468,9 +466,9 @@ static int set_guest_notifiers(VirtIOBlockDataPlane *dp, bool assign)
 }
 
 /* The eventfds must be open until the transaction that removes them ends. */
-static void unset_host_notifiers(VirtIOBlockDataPlane *dp, unsigned n)
+static void plane_unset_host_notifiers(VirtIOBlockDataPlane *dp, unsigned n)
 {
-    VirtioBusState *bus = device_bus(dp);
+    VirtioBusState *bus = plane_bus(dp);
 
     memory_region_transaction_begin();
     for (unsigned i = 0; i < n; i++) {
@@ -483,9 +481,9 @@ static void unset_host_notifiers(VirtIOBlockDataPlane *dp, unsigned n)
 }
 
 /* One transaction, or each notifier would rebuild the list of all. */
-static int set_host_notifiers(VirtIOBlockDataPlane *dp)
+static int plane_set_host_notifiers(VirtIOBlockDataPlane *dp)
 {
-    VirtioBusState *bus = device_bus(dp);
+    VirtioBusState *bus = plane_bus(dp);
     unsigned n;
     int ret = 0;
 
@@ -498,36 +496,36 @@ static int set_host_notifiers(VirtIOBlockDataPlane *dp)
     }
     memory_region_transaction_commit();
     if (ret < 0) {
-        unset_host_notifiers(dp, n);
+        plane_unset_host_notifiers(dp, n);
     }
     return ret;
 }
 
-static int set_notifiers(VirtIOBlockDataPlane *dp)
+static int plane_set_notifiers(VirtIOBlockDataPlane *dp)
 {
-    int ret = set_guest_notifiers(dp, true);
+    int ret = plane_set_guest_notifiers(dp, true);
 
     if (ret < 0) {
         return ret;
     }
-    ret = set_host_notifiers(dp);
+    ret = plane_set_host_notifiers(dp);
     if (ret < 0) {
-        set_guest_notifiers(dp, false);
+        plane_set_guest_notifiers(dp, false);
     }
     return ret;
 }
 
 /* QEMU's own path serves the device in the main loop until the next stop. */
-static void disable(VirtIOBlockDataPlane *dp, int err)
+static void plane_disable(VirtIOBlockDataPlane *dp, int err)
 {
     VirtIODevice *vdev = VIRTIO_DEVICE(dp->s);
 
-    teardown_queues(dp);
-    set_state(dp, VIRTIO_BLK_DATA_PLANE_STATE_DISABLED);
-    set_reason(dp, "notifiers could not be set up");
+    plane_teardown_queues(dp);
+    plane_set_state(dp, VIRTIO_BLK_DATA_PLANE_STATE_DISABLED);
+    plane_set_reason(dp, "notifiers could not be set up");
     warn_report("virtio-blk %s: data plane disabled, notifiers could not be "
                 "set up: %s; requests run in the main loop until the device "
-                "is started anew", device_name(dp), strerror(-err));
+                "is started anew", plane_device_name(dp), strerror(-err));
 
     /* As at each start: what is in the ring already gets no other kick. */
     for (unsigned i = 0; i < dp->num_queues; i++) {
@@ -537,7 +535,7 @@ static void disable(VirtIOBlockDataPlane *dp, int err)
     }
 }
 
-static void move_backend(VirtIOBlockDataPlane *dp, AioContext *ctx)
+static void plane_move_backend(VirtIOBlockDataPlane *dp, AioContext *ctx)
 {
     Error *err = NULL;
 
@@ -554,9 +552,9 @@ static void move_backend(VirtIOBlockDataPlane *dp, AioContext *ctx)
     }
 }
 
-static void attach_queues(VirtIOBlockDataPlane *dp)
+static void plane_attach_queues(VirtIOBlockDataPlane *dp)
 {
-    block_jobs(dp);
+    plane_block_jobs(dp);
     for (unsigned i = 0; i < dp->num_queues; i++) {
         data_plane_queue_attach(&dp->queues[i]);
     }
@@ -572,18 +570,19 @@ int virtio_blk_data_plane_start(VirtIOBlockDataPlane *dp)
     if (dp->state != VIRTIO_BLK_DATA_PLANE_STATE_STOPPED) {
         return 0;
     }
-    set_state(dp, VIRTIO_BLK_DATA_PLANE_STATE_STARTING);
-    set_reason(dp, NULL);
+    plane_set_state(dp, VIRTIO_BLK_DATA_PLANE_STATE_STARTING);
+    plane_set_reason(dp, NULL);
     /* QEMU's own path may have restarted parked requests. */
     blk_drain(s->blk);
-    dp->mem = vring_memory_new(VIRTIO_DEVICE(s)->dma_as, memory_changed, dp);
+    dp->mem = vring_memory_new(VIRTIO_DEVICE(s)->dma_as, plane_memory_changed,
+                               dp);
 
-    if (!setup_queues(dp, &err)) {
+    if (!plane_setup_queues(dp, &err)) {
         trace_virtio_blk_data_plane_decline(s, error_get_pretty(err));
-        teardown_queues(dp);
-        set_state(dp, VIRTIO_BLK_DATA_PLANE_STATE_STOPPED);
-        set_reason(dp, error_get_pretty(err));
-        catch_up(dp);
+        plane_teardown_queues(dp);
+        plane_set_state(dp, VIRTIO_BLK_DATA_PLANE_STATE_STOPPED);
+        plane_set_reason(dp, error_get_pretty(err));
+        plane_catch_up(dp);
         /*
          * Without rings there is nothing to serve.  Besides, QEMU's own path
          * would poll them where they are, and if that is MMIO the IOThread
@@ -592,30 +591,31 @@ int virtio_blk_data_plane_start(VirtIOBlockDataPlane *dp)
         error_free(err);
         return VIRTIO_DEVICE(s)->broken ? 0 : -ENOTSUP;
     }
-    ret = set_notifiers(dp);
+    ret = plane_set_notifiers(dp);
     if (ret < 0) {
-        disable(dp, ret);
-        catch_up(dp);
+        plane_disable(dp, ret);
+        plane_catch_up(dp);
         return 0;
     }
 
     for (unsigned i = 0; i < dp->num_queues; i++) {
-        data_plane_queue_start(&dp->queues[i], s->vq_aio_context[i]);
+        data_plane_queue_bind(&dp->queues[i], s->vq_aio_context[i]);
+        data_plane_queue_resume(&dp->queues[i]);
     }
     dp->saved_complete_request = s->complete_request;
     dp->saved_detach_request = s->detach_request;
-    s->complete_request = data_plane_complete_request;
-    s->detach_request = data_plane_detach_request;
+    s->complete_request = plane_complete_request;
+    s->detach_request = plane_detach_request;
     /* Drains, but is no concern of drained_begin and drained_end yet. */
-    move_backend(dp, s->vq_aio_context[0]);
+    plane_move_backend(dp, s->vq_aio_context[0]);
 
     dp->starts++;
-    set_state(dp, VIRTIO_BLK_DATA_PLANE_STATE_STARTED);
+    plane_set_state(dp, VIRTIO_BLK_DATA_PLANE_STATE_STARTED);
     trace_virtio_blk_data_plane_start(s, dp->num_queues);
     if (!blk_in_drain(s->blk)) {
-        attach_queues(dp);
+        plane_attach_queues(dp);
     }
-    catch_up(dp);
+    plane_catch_up(dp);
     return 0;
 }
 
@@ -627,34 +627,34 @@ void virtio_blk_data_plane_stop(VirtIOBlockDataPlane *dp)
     if (dp->state == VIRTIO_BLK_DATA_PLANE_STATE_DISABLED) {
         /* The next start may work, and finds no request of the old path. */
         blk_drain(s->blk);
-        set_reason(dp, NULL);
-        set_state(dp, VIRTIO_BLK_DATA_PLANE_STATE_STOPPED);
+        plane_set_reason(dp, NULL);
+        plane_set_state(dp, VIRTIO_BLK_DATA_PLANE_STATE_STOPPED);
         return;
     }
     if (dp->state != VIRTIO_BLK_DATA_PLANE_STATE_STARTED) {
         return;
     }
-    set_state(dp, VIRTIO_BLK_DATA_PLANE_STATE_STOPPING);
-    unblock_jobs(dp);
+    plane_set_state(dp, VIRTIO_BLK_DATA_PLANE_STATE_STOPPING);
+    plane_unblock_jobs(dp);
 
     for (unsigned i = 0; i < dp->num_queues; i++) {
         data_plane_queue_quiesce(&dp->queues[i]);
     }
-    unset_host_notifiers(dp, dp->num_queues);
+    plane_unset_host_notifiers(dp, dp->num_queues);
     /* Also waits for parked requests that are being restarted. */
     blk_drain(s->blk);
     for (unsigned i = 0; i < dp->num_queues; i++) {
-        data_plane_queue_flush(&dp->queues[i]);
+        data_plane_queue_unbind(&dp->queues[i]);
     }
-    move_backend(dp, qemu_get_aio_context());
-    report_errors(dp);
+    plane_move_backend(dp, qemu_get_aio_context());
+    plane_report_errors(dp);
     s->complete_request = dp->saved_complete_request;
     s->detach_request = dp->saved_detach_request;
-    teardown_queues(dp);
-    set_guest_notifiers(dp, false);
+    plane_teardown_queues(dp);
+    plane_set_guest_notifiers(dp, false);
 
-    set_state(dp, VIRTIO_BLK_DATA_PLANE_STATE_STOPPED);
-    catch_up(dp);
+    plane_set_state(dp, VIRTIO_BLK_DATA_PLANE_STATE_STOPPED);
+    plane_catch_up(dp);
     trace_virtio_blk_data_plane_stop(s);
 }
 
@@ -711,9 +711,10 @@ void virtio_blk_data_plane_queue_reset(VirtIOBlockDataPlane *dp, unsigned n)
         dp->resetting = true;
         data_plane_queue_quiesce(q);
         blk_drain(dp->s->blk);
-        data_plane_queue_flush(q);
+        data_plane_queue_unbind(q);
         data_plane_queue_teardown(q);
-        data_plane_queue_start(q, ctx);
+        data_plane_queue_bind(q, ctx);
+        data_plane_queue_resume(q);
         if (!blk_in_drain(dp->s->blk)) {
             data_plane_queue_attach(q);
         }
@@ -722,7 +723,7 @@ void virtio_blk_data_plane_queue_reset(VirtIOBlockDataPlane *dp, unsigned n)
         blk_drain(dp->s->blk);
     }
     virtio_blk_drop_parked(dp->s, q->vq);
-    catch_up(dp);
+    plane_catch_up(dp);
 }
 
 void virtio_blk_data_plane_drained_begin(VirtIOBlockDataPlane *dp)
@@ -733,7 +734,7 @@ void virtio_blk_data_plane_drained_begin(VirtIOBlockDataPlane *dp)
         return;
     }
     trace_virtio_blk_data_plane_drained_begin(dp->s);
-    unblock_jobs(dp);
+    plane_unblock_jobs(dp);
     for (unsigned i = 0; i < dp->num_queues; i++) {
         data_plane_queue_detach(&dp->queues[i]);
     }
@@ -747,7 +748,7 @@ void virtio_blk_data_plane_drained_end(VirtIOBlockDataPlane *dp)
         return;
     }
     trace_virtio_blk_data_plane_drained_end(dp->s);
-    attach_queues(dp);
+    plane_attach_queues(dp);
 }
 
 /* What users see */
@@ -756,7 +757,7 @@ void virtio_blk_data_plane_drained_end(VirtIOBlockDataPlane *dp)
  * The id that the IOThread had when the device took it.  It is not looked up:
  * it may have been given up, or be that of another IOThread by now.
  */
-static const char *iothread_id(VirtIOBlockDataPlane *dp, unsigned n)
+static const char *plane_iothread_id(VirtIOBlockDataPlane *dp, unsigned n)
 {
     VirtIOBlock *s = dp->s;
     IOThreadVirtQueueMappingList *node = s->conf.iothread_vq_mapping_list;
@@ -791,7 +792,7 @@ VirtioBlkDataPlaneInfo *virtio_blk_data_plane_info(VirtIOBlock *s)
     info->starts = dp->starts;
     for (unsigned i = 0; i < dp->num_queues; i++) {
         QAPI_LIST_APPEND(tail, data_plane_queue_info(&dp->queues[i],
-                                                     iothread_id(dp, i)));
+                                                     plane_iothread_id(dp, i)));
     }
     return info;
 }
