@@ -36,7 +36,9 @@
 
 #include "qemu/osdep.h"
 #include "qapi/error.h"
-#include "vring-internal.h"
+#include "hw/virtio/dataplane/vring-accessors.h"
+#include "vring-chain.h"
+#include "vring-format.h"
 
 /* Descriptor flags (2.8.1); the others are in both formats */
 #define PACKED_DESC_AVAIL       (1 << 7)
@@ -279,8 +281,9 @@ void vring_packed_publish(Vring *vring)
     vring_store16(vring->swap, &vring_desc_at(vring, from)->packed.flags,
                   vring->first_flags);
     if (unlikely(vring_area_is_logged(&vring->desc))) {
-        vring_area_set_slots_dirty(vring, &vring->desc, 0, sizeof(VringDesc),
-                                   from, vring->unpublished_slots);
+        vring_area_set_slots_dirty(&vring->desc, 0, sizeof(VringDesc),
+                                   vring->config.num, from,
+                                   vring->unpublished_slots);
     }
     vring->unsignalled_slots += vring->unpublished_slots;
     vring->unpublished_slots = 0;

@@ -32,7 +32,9 @@
 #include "qemu/osdep.h"
 #include "qemu/host-utils.h"
 #include "qapi/error.h"
-#include "vring-internal.h"
+#include "hw/virtio/dataplane/vring-accessors.h"
+#include "vring-chain.h"
+#include "vring-format.h"
 
 /* Available ring flags (2.7.6) and used ring flags (2.7.8) */
 #define SPLIT_AVAIL_NO_INTERRUPT 1
@@ -291,8 +293,8 @@ static void split_mark_published(Vring *vring)
     if (likely(!vring_area_is_logged(&vring->used))) {
         return;
     }
-    vring_area_set_slots_dirty(vring, &vring->used, split_used_offset(0),
-                               sizeof(VringUsedElement),
+    vring_area_set_slots_dirty(&vring->used, split_used_offset(0),
+                               sizeof(VringUsedElement), vring->config.num,
                                (vring->used_idx - count) & vring->mask, count);
     vring_area_set_dirty(&vring->used, offsetof(VringUsed, idx),
                          sizeof(uint16_t));

@@ -1,10 +1,10 @@
 /*
  * The device side of one virtqueue: what does not depend on the ring format
  *
- * Knows how an element's memory is mapped, kept alive, marked dirty and given
- * back, and keeps the order of elements with VIRTIO_F_IN_ORDER.  Does not know
- * how a ring is laid out (vring-split.c, vring-packed.c), where its state comes
- * from (vring-virtqueue.c), or how the memory table is made (vring-memory.c).
+ * Knows the life of a Vring, and the order of elements with VIRTIO_F_IN_ORDER.
+ * Does not know how a ring is laid out (vring-split.c, vring-packed.c) nor how an
+ * element's memory is mapped (vring-chain.c), where its state comes from
+ * (vring-virtqueue.c), or how the memory table is made (vring-memory.c).
  *
  * Copyright (c) 2026 the virtio-blk data plane authors
  *
@@ -14,7 +14,8 @@
 #include "qemu/osdep.h"
 #include "qemu/atomic.h"
 #include "qapi/error.h"
-#include "vring-internal.h"
+#include "vring-chain.h"
+#include "vring-format.h"
 
 const char *vring_error_str(VringError err)
 {
@@ -57,387 +58,7 @@ const char *vring_error_str(VringError err)
     return str[err];
 }
 
-/* Buffers */
-
-void vring_buffer_init(VringBuffer *buf)
-{
-    buf->hold = NULL;
-    buf->mapping = VRING_MAPPED;
-    buf->capacity = VRING_INLINE_VECTORS;
-    buf->iov = buf->inline_iov;
-    buf->addr = buf->inline_addr;
-}
-
-void vring_buffer_release(VringBuffer *buf)
-{
-    if (buf->iov != buf->inline_iov) {
-        g_free(buf->iov);
-        g_free(buf->addr);
-        vring_buffer_init(buf);
-    }
-}
-
-void vring_set_bounced(const VirtQueueElement *elem, VringBuffer *buf,
-                       const struct iovec *iov)
-{
-    assert(!vring_is_mapped(buf));
-    memcpy(buf->iov, iov, (elem->out_num + elem->in_num) * sizeof(*iov));
-    buf->mapping = VRING_BOUNCED;
-}
-
-/* Holds */
-
-static VringHold *vring_hold_new(VringTable *table)
-{
-    VringHold *hold = g_new(VringHold, 1);
-
-    hold->table = table;
-    hold->inflight = 0;
-    return hold;
-}
-
-static void vring_hold_free(VringHold *hold)
-{
-    assert(!hold->inflight);
-    vring_table_unref(hold->table);
-    g_free(hold);
-}
-
-static void vring_hold_put(Vring *vring, VringHold *hold)
-{
-    assert(hold->inflight > 0);
-    if (--hold->inflight == 0 && hold != vring->hold) {
-        vring_hold_free(hold);
-    }
-}
-
-/* Addresses */
-
-const VringRegion *vring_table_search(const VringTable *table, hwaddr addr,
-                                      unsigned *hint)
-{
-    unsigned lo = 0, hi = table->nregions;
-
-    while (lo < hi) {
-        unsigned mid = lo + (hi - lo) / 2;
-        const VringRegion *region = &table->regions[mid];
-
-        if (addr < region->base) {
-            hi = mid;
-        } else if (addr - region->base >= region->size) {
-            lo = mid + 1;
-        } else {
-            *hint = mid;
-            return region;
-        }
-    }
-    return NULL;
-}
-
-/* Chains */
-
-/*
- * Doubles, as an allocation of the largest size for each long chain would make
- * the C library ask the kernel for memory and give it back all the time.
- */
-int vring_chain_grow(VringChain *chain)
-{
-    VringBuffer *buf = chain->buf;
-    unsigned capacity = MIN(2 * chain->capacity, VIRTQUEUE_MAX_SIZE);
-
-    if (chain->num == VIRTQUEUE_MAX_SIZE) {
-        return -VRING_ERR_TOO_LONG;
-    }
-    chain->iov = g_new(struct iovec, capacity);
-    chain->addr = g_new(hwaddr, capacity);
-    chain->capacity = capacity;
-    memcpy(chain->iov, buf->iov, chain->num * sizeof(*buf->iov));
-    memcpy(chain->addr, buf->addr, chain->num * sizeof(*buf->addr));
-    vring_buffer_release(buf);
-    buf->iov = chain->iov;
-    buf->addr = chain->addr;
-    buf->capacity = capacity;
-    return 0;
-}
-
-/* From now on the chain's vectors have references of their own. */
-static void vring_chain_pin(Vring *vring, VringChain *chain)
-{
-    if (chain->pinned) {
-        return;
-    }
-    for (unsigned i = 0; i < chain->num; i++) {
-        vring_memory_pin(vring->mem, chain->iov[i].iov_base);
-    }
-    chain->pinned = true;
-    chain->mapping = VRING_MAPPED;
-}
-
-static void vring_chain_unmap(Vring *vring, VringChain *chain)
-{
-    if (!chain->pinned || chain->mapping == VRING_UNMAPPED) {
-        return;
-    }
-    /* Nothing was written yet, so nothing gets dirty. */
-    for (unsigned i = 0; i < chain->num; i++) {
-        vring_memory_unmap(vring->mem, chain->iov[i].iov_base,
-                           chain->iov[i].iov_len, false);
-        chain->iov[i].iov_base = NULL;
-    }
-    chain->mapping = VRING_UNMAPPED;
-}
-
-/*
- * An element is wholly in the table or wholly outside of it, so that the
- * common case has nothing to tell apart.  If some of it is not even in RAM all
- * of it is left unmapped, in pieces that dma_memory_map() maps at once.
- */
-int vring_chain_add_slow(Vring *vring, VringChain *chain, hwaddr addr,
-                         uint32_t len, bool is_write)
-{
-    if (len - 1 > UINT64_MAX - addr) {
-        return -VRING_ERR_ADDRESS;
-    }
-    vring_chain_pin(vring, chain);
-
-    while (len) {
-        hwaddr mapped = len;
-        void *host = vring_memory_map(vring->mem, addr, &mapped, is_write);
-        int ret;
-
-        if (!host) {
-            if (!vring->config.bounce) {
-                return -VRING_ERR_ADDRESS;
-            }
-            vring_chain_unmap(vring, chain);
-        } else if (chain->mapping == VRING_UNMAPPED) {
-            vring_memory_unmap(vring->mem, host, mapped, false);
-            host = NULL;
-        }
-        ret = vring_chain_append(chain, host, addr, mapped, is_write);
-        if (ret < 0) {
-            if (host) {
-                /* Nothing was written yet, so nothing gets dirty. */
-                vring_memory_unmap(vring->mem, host, mapped, false);
-            }
-            return ret;
-        }
-        len -= mapped;
-        addr += mapped;
-    }
-    return 0;
-}
-
-void vring_chain_undo(Vring *vring, VringChain *chain)
-{
-    vring_chain_unmap(vring, chain);
-    vring_buffer_release(chain->buf);
-}
-
-/* Indirect tables */
-
-bool vring_fetch_desc(Vring *vring, const VringDescTable *table, unsigned i,
-                      VringDesc *desc)
-{
-    uint8_t bytes[sizeof(*desc)];
-
-    if (!table->indirect) {
-        *desc = vring_copy_desc(vring_desc_at(vring, i));
-        return true;
-    }
-    if (!vring_memory_read(vring->mem, table->addr + i * sizeof(bytes), bytes,
-                           sizeof(bytes))) {
-        return false;
-    }
-    *desc = vring_copy_desc(bytes);
-    return true;
-}
-
-/* Giving an element's memory back */
-
-static void vring_mark_element_dirty(Vring *vring,
-                                     const VirtQueueElement *elem,
-                                     const VringTable *table)
-{
-    const VringRegion *last = NULL;
-    bool logged = false;
-
-    for (unsigned i = 0; i < elem->in_num; i++) {
-        const VringRegion *region =
-            vring_table_find(table, elem->in_addr[i], &vring->region_hint);
-
-        /* Most elements lie in one region, and nobody logs most of the time */
-        if (region != last) {
-            last = region;
-            logged = vring_region_is_logged(region);
-        }
-        if (unlikely(logged)) {
-            vring_region_set_dirty(region, elem->in_addr[i] - region->base,
-                                   elem->in_sg[i].iov_len);
-        }
-    }
-}
-
-/* Copies of what is not RAM are dropped: who wants them written did that. */
-static void vring_unmap_bounced(Vring *vring, const VirtQueueElement *elem)
-{
-    for (unsigned i = 0; i < elem->out_num; i++) {
-        vring_memory_unmap(vring->mem, elem->out_sg[i].iov_base,
-                           elem->out_sg[i].iov_len, false);
-    }
-    for (unsigned i = 0; i < elem->in_num; i++) {
-        void *host = elem->in_sg[i].iov_base;
-
-        vring_memory_unmap(vring->mem, host, elem->in_sg[i].iov_len,
-                           vring_memory_is_ram(vring->mem, host));
-    }
-}
-
-static void vring_unmap_pinned(Vring *vring, const VirtQueueElement *elem)
-{
-    for (unsigned i = 0; i < elem->out_num; i++) {
-        vring_memory_unmap(vring->mem, elem->out_sg[i].iov_base,
-                           elem->out_sg[i].iov_len, false);
-    }
-    for (unsigned i = 0; i < elem->in_num; i++) {
-        vring_memory_unmap(vring->mem, elem->in_sg[i].iov_base,
-                           elem->in_sg[i].iov_len, true);
-    }
-}
-
-static void vring_unmap(Vring *vring, const VirtQueueElement *elem,
-                        VringBuffer *buf)
-{
-    if (buf && buf->hold) {
-        /* The request may have written before it failed or was given up. */
-        vring_mark_element_dirty(vring, elem, buf->hold->table);
-        vring_hold_put(vring, buf->hold);
-        buf->hold = NULL;
-    } else if (!buf) {
-        vring_unmap_bounced(vring, elem);
-    } else if (buf->mapping == VRING_MAPPED) {
-        vring_unmap_pinned(vring, elem);
-    } else {
-        if (buf->mapping == VRING_BOUNCED) {
-            vring_unmap_bounced(vring, elem);
-        }
-        buf->mapping = VRING_MAPPED;
-    }
-}
-
-void vring_pin(Vring *vring, const VirtQueueElement *elem, VringBuffer *buf)
-{
-    if (!buf->hold) {
-        return;
-    }
-    for (unsigned i = 0; i < elem->out_num; i++) {
-        vring_memory_pin(vring->mem, elem->out_sg[i].iov_base);
-    }
-    for (unsigned i = 0; i < elem->in_num; i++) {
-        vring_memory_pin(vring->mem, elem->in_sg[i].iov_base);
-    }
-    vring_hold_put(vring, buf->hold);
-    buf->hold = NULL;
-    buf->mapping = VRING_MAPPED;
-}
-
-/* The ring's own memory */
-
-/* What an IOMMU maps is contiguous at least this far. */
-#define VRING_PAGE_SIZE 4096
-
-void *vring_area_page_at(const VringArea *area, uint32_t offset,
-                         const VringRegion **region)
-{
-    hwaddr addr = area->addr + offset;
-    const VringRegion *page = &area->pages[addr / VRING_PAGE_SIZE -
-                                           area->addr / VRING_PAGE_SIZE];
-
-    if (region) {
-        *region = page;
-    }
-    return page->host + (addr - page->base);
-}
-
-void vring_area_set_dirty(const VringArea *area, uint32_t offset,
-                          uint32_t len)
-{
-    while (len) {
-        const VringRegion *region = area->region;
-        uint8_t *host = area->host + offset;
-        uint32_t part = len;
-
-        if (unlikely(!area->host)) {
-            host = vring_area_page_at(area, offset, &region);
-            part = MIN(len, region->size - (host - region->host));
-        }
-        /* Nobody logs most of the time. */
-        if (unlikely(vring_region_is_logged(region))) {
-            vring_region_set_dirty(region, host - region->host, part);
-        }
-        offset += part;
-        len -= part;
-    }
-}
-
-void vring_area_set_slots_dirty(const Vring *vring, const VringArea *area,
-                                uint32_t base, uint32_t size, unsigned from,
-                                unsigned count)
-{
-    unsigned first = MIN(count, vring->config.num - from);
-
-    vring_area_set_dirty(area, base + from * size, first * size);
-    vring_area_set_dirty(area, base, (count - first) * size);
-}
-
-static void vring_area_unmap(VringArea *area, VringMemory *mem)
-{
-    for (unsigned i = 0; i < area->npages; i++) {
-        vring_memory_unmap_region(mem, &area->pages[i]);
-    }
-    g_free(area->pages);
-    area->pages = NULL;
-    area->npages = 0;
-    area->host = NULL;
-    area->region = NULL;
-}
-
-/* Page by page; what is mapped at a failure is left to vring_area_unmap() */
-static bool vring_area_map_pages(VringArea *area, VringMemory *mem,
-                                 bool is_write)
-{
-    hwaddr addr = area->addr, end = addr + area->size;
-
-    area->pages = g_new(VringRegion, area->size / VRING_PAGE_SIZE + 2);
-    while (addr < end) {
-        hwaddr len = MIN(end - addr,
-                         VRING_PAGE_SIZE - addr % VRING_PAGE_SIZE);
-
-        if (!vring_memory_map_region(mem, addr, len, is_write,
-                                     &area->pages[area->npages])) {
-            return false;
-        }
-        area->npages++;
-        addr += len;
-    }
-    return true;
-}
-
-static bool vring_area_map(Vring *vring, VringArea *area, bool is_write)
-{
-    const VringTable *table = vring->hold->table;
-    unsigned *hint = &vring->region_hint;
-
-    if (area->size - 1 > UINT64_MAX - area->addr) {
-        return false;
-    }
-    area->host = vring_table_translate(table, area->addr, area->size, hint);
-    if (area->host) {
-        area->region = vring_table_find(table, area->addr, hint);
-        return true;
-    }
-    return vring_area_map_pages(area, vring->mem, is_write);
-}
+/* The ring's areas */
 
 static void vring_unmap_areas(Vring *vring)
 {
@@ -446,15 +67,21 @@ static void vring_unmap_areas(Vring *vring)
     vring_area_unmap(&vring->used, vring->mem);
 }
 
+static bool vring_map_area(Vring *vring, VringArea *area, bool is_write)
+{
+    return vring_area_map(area, vring->mem, vring->hold->table,
+                          &vring->region_hint, is_write);
+}
+
 /* Finds the ring's areas anew.  They are lost together. */
 static bool vring_resolve(Vring *vring)
 {
     bool found;
 
     vring_unmap_areas(vring);
-    found = vring_area_map(vring, &vring->desc, vring->config.packed) &&
-            vring_area_map(vring, &vring->avail, false) &&
-            vring_area_map(vring, &vring->used, true);
+    found = vring_map_area(vring, &vring->desc, vring->config.packed) &&
+            vring_map_area(vring, &vring->avail, false) &&
+            vring_map_area(vring, &vring->used, true);
     if (!found) {
         vring_unmap_areas(vring);
     }
@@ -559,9 +186,10 @@ static VringOrder *vring_order_at(Vring *vring, unsigned pos)
     return &vring->order[pos % vring->config.num];
 }
 
-void vring_order_pop(Vring *vring, const VirtQueueElement *elem)
+/* @elem was popped last */
+static void vring_order_pop(Vring *vring, const VirtQueueElement *elem)
 {
-    unsigned pos = vring->last_avail_idx;
+    unsigned pos = vring->last_avail_idx + vring->config.num - elem->ndescs;
 
     *vring_order_at(vring, pos) = (VringOrder) {
         .id = elem->index,
@@ -636,28 +264,48 @@ int vring_pop_full(Vring *vring)
     return -VRING_ERR_QUEUE_FULL;
 }
 
-int vring_pop(Vring *vring, VirtQueueElement *elem, VringBuffer *buf)
+static inline int vring_pop_any(Vring *vring, VirtQueueElement *elem,
+                                VringBuffer *buf)
 {
-    int ret;
+    int ret = vring->config.packed ? vring_packed_pop(vring, elem, buf)
+                                   : vring_split_pop(vring, elem, buf);
 
-    if (unlikely(vring->broken)) {
-        return 0;
-    }
-    if (unlikely(vring->lost)) {
-        return -VRING_ERR_RING_LOST;
-    }
-    ret = vring->config.packed ? vring_packed_pop(vring, elem, buf)
-                               : vring_split_pop(vring, elem, buf);
     if (unlikely(ret < 0)) {
         vring->broken = true;
     }
     return ret;
 }
 
+static __attribute__((noinline)) int vring_pop_in_order(Vring *vring,
+                                                        VirtQueueElement *elem,
+                                                        VringBuffer *buf)
+{
+    int ret = vring_pop_any(vring, elem, buf);
+
+    if (ret > 0) {
+        vring_order_pop(vring, elem);
+    }
+    return ret;
+}
+
+int vring_pop(Vring *vring, VirtQueueElement *elem, VringBuffer *buf)
+{
+    if (unlikely(vring->broken)) {
+        return 0;
+    }
+    if (unlikely(vring->lost)) {
+        return -VRING_ERR_RING_LOST;
+    }
+    if (unlikely(vring->order)) {
+        return vring_pop_in_order(vring, elem, buf);
+    }
+    return vring_pop_any(vring, elem, buf);
+}
+
 void vring_push(Vring *vring, const VirtQueueElement *elem, VringBuffer *buf,
                 uint32_t len)
 {
-    vring_unmap(vring, elem, buf);
+    vring_element_unmap(vring, elem, buf);
     if (unlikely(vring->order)) {
         vring_order_done(vring, elem, len, false);
     } else {
@@ -667,7 +315,7 @@ void vring_push(Vring *vring, const VirtQueueElement *elem, VringBuffer *buf,
 
 void vring_detach(Vring *vring, const VirtQueueElement *elem, VringBuffer *buf)
 {
-    vring_unmap(vring, elem, buf);
+    vring_element_unmap(vring, elem, buf);
     if (unlikely(vring->order)) {
         vring_order_done(vring, elem, 0, true);
     } else {
@@ -678,7 +326,7 @@ void vring_detach(Vring *vring, const VirtQueueElement *elem, VringBuffer *buf)
 
 void vring_unpop(Vring *vring, const VirtQueueElement *elem, VringBuffer *buf)
 {
-    vring_unmap(vring, elem, buf);
+    vring_element_unmap(vring, elem, buf);
     assert(vring->inuse >= elem->ndescs);
     vring->inuse -= elem->ndescs;
     if (vring->config.packed) {

@@ -17,6 +17,25 @@
  *     vring_should_notify()        once after the last publish of a batch
  *   vring_teardown()               hands the queue back
  *
+ * Who owns what:
+ *
+ *   device
+ *     VringMemory         follows the RAM of an address space
+ *       VringTable        the current one; counted, never changed, replaced
+ *                         when RAM comes or goes
+ *         VringRegion     one for each stretch of RAM, with a reference to it
+ *   queue
+ *     Vring               from vring_setup() to vring_teardown()
+ *       VringArea         three: where the ring itself is
+ *       VringOrder        one for each entry, with VIRTIO_F_IN_ORDER
+ *       VringHold         the table that the Vring uses.  An older one lives
+ *                         until the last element that was mapped by it is
+ *                         given back.
+ *   caller of vring_pop()
+ *     VirtQueueElement
+ *     VringBuffer         the element's vectors; points to the VringHold that
+ *                         keeps them alive
+ *
  * A driver that breaks the rules makes vring_pop() return an error; from then
  * on the Vring is broken and takes and publishes nothing until it is set up
  * anew, which takes a device reset.  A ring whose memory has gone away is not

@@ -1,20 +1,18 @@
 /*
- * What the files of the ring share among themselves
+ * Descriptor chains and the memory of elements
  *
- * Knows descriptors, the parts of a chain under construction, and how what the
- * device wrote is marked dirty.  Not for devices: their interface is
- * hw/virtio/dataplane/vring.h.
+ * Shared by the files of the ring; not for devices.
  *
  * Copyright (c) 2026 the virtio-blk data plane authors
  *
  * SPDX-License-Identifier: GPL-2.0-or-later
  */
 
-#ifndef HW_VIRTIO_DATAPLANE_VRING_INTERNAL_H
-#define HW_VIRTIO_DATAPLANE_VRING_INTERNAL_H
+#ifndef HW_VIRTIO_DATAPLANE_VRING_CHAIN_H
+#define HW_VIRTIO_DATAPLANE_VRING_CHAIN_H
 
-#include "hw/virtio/dataplane/vring.h"
-#include "hw/virtio/dataplane/vring-accessors.h"
+#include "qemu/atomic.h"
+#include "vring-area.h"
 
 /* Descriptor flags that both formats have (VIRTIO 1.3, 2.7.5 and 2.8.2) */
 #define VRING_DESC_NEXT         1
@@ -26,9 +24,6 @@
  * a chain is no longer than the queue (2.7.5.3.1, 2.8.19).
  */
 #define VRING_MAX_SIZE          32768
-
-/* Vring.event_flags; no flags that a packed ring may have */
-#define VRING_EVENT_FLAGS_UNKNOWN 0xffff
 
 /* A descriptor of either format, in the ring or in an indirect table */
 typedef struct VringDesc {
@@ -72,64 +67,6 @@ static inline VringDesc vring_copy_desc(const void *host)
     /* Keeps the compiler from reading a field again. */
     barrier();
     return desc;
-}
-
-/**
- * vring_area_page_at: vring_area_at() for an area that lies in pages
- * @region: set to the page, unless NULL
- */
-void *vring_area_page_at(const VringArea *area, uint32_t offset,
-                         const VringRegion **region);
-
-/**
- * vring_area_at: host address of a field
- * @area: not lost
- * @offset: bytes from the start of the area; the field does not cross a page
- */
-static inline void *vring_area_at(const VringArea *area, uint32_t offset)
-{
-    if (likely(area->host)) {
-        return area->host + offset;
-    }
-    return vring_area_page_at(area, offset, NULL);
-}
-
-/**
- * vring_area_is_logged: may anybody want to know of writes to an area?
- */
-static inline bool vring_area_is_logged(const VringArea *area)
-{
-    return unlikely(!area->host) || vring_region_is_logged(area->region);
-}
-
-/**
- * vring_area_set_dirty: vring_mark_dirty() for an area that may be logged
- */
-void vring_area_set_dirty(const VringArea *area, uint32_t offset,
-                          uint32_t len);
-
-/**
- * vring_area_set_slots_dirty: same, for slots of an array that is circular
- * @base: where slot 0 stands, in bytes from the start of the area
- * @size: bytes of a slot; there are config.num of them
- * @from: first slot, below config.num
- * @count: number of slots, up to config.num
- */
-void vring_area_set_slots_dirty(const Vring *vring, const VringArea *area,
-                                uint32_t base, uint32_t size, unsigned from,
-                                unsigned count);
-
-/**
- * vring_mark_dirty: note that the device wrote to one of the ring's areas
- * @offset: bytes from the start of the area
- * @len: bytes
- */
-static inline void vring_mark_dirty(const VringArea *area, uint32_t offset,
-                                    uint32_t len)
-{
-    if (unlikely(vring_area_is_logged(area))) {
-        vring_area_set_dirty(area, offset, len);
-    }
 }
 
 /**
@@ -295,17 +232,9 @@ static inline int vring_chain_add(Vring *vring, VringChain *chain, hwaddr addr,
 void vring_chain_undo(Vring *vring, VringChain *chain);
 
 /**
- * vring_order_pop: note that an element was popped, with VIRTIO_F_IN_ORDER
- * @elem: popped from the Vring's next position, which is still the next
- */
-void vring_order_pop(Vring *vring, const VirtQueueElement *elem);
-
-/**
  * vring_chain_finish: turn a chain into an element that is in flight
  * @id: what tells the driver which one it is
  * @ndescs: slots of the ring that it takes: packed: descriptors; split: one
- *
- * The Vring's next position is moved afterwards.
  */
 static inline void vring_chain_finish(Vring *vring, VringChain *chain,
                                       VirtQueueElement *elem, unsigned id,
@@ -332,31 +261,72 @@ static inline void vring_chain_finish(Vring *vring, VringChain *chain,
         buf->hold->inflight++;
     }
     vring->inuse += ndescs;
-    if (unlikely(vring->order)) {
-        vring_order_pop(vring, elem);
+}
+
+/**
+ * vring_hold_new: begin to use a table
+ * @table: with a reference, which the hold takes over
+ *
+ * Pair: vring_hold_free(), when no element is in flight with it
+ */
+VringHold *vring_hold_new(VringTable *table);
+void vring_hold_free(VringHold *hold);
+
+static inline void vring_hold_put(Vring *vring, VringHold *hold)
+{
+    assert(hold->inflight > 0);
+    if (--hold->inflight == 0 && hold != vring->hold) {
+        vring_hold_free(hold);
     }
 }
 
-/* The formats; contracts are those in vring.h. */
-bool vring_split_init(Vring *vring, Error **errp);
-int vring_split_pop(Vring *vring, VirtQueueElement *elem, VringBuffer *buf);
-void vring_split_unpop(Vring *vring);
-void vring_split_push(Vring *vring, unsigned id, uint32_t len);
-void vring_split_publish(Vring *vring);
-bool vring_split_should_notify(Vring *vring);
-void vring_split_disable_notification(Vring *vring);
-bool vring_split_enable_notification(Vring *vring);
-bool vring_split_more_avail(Vring *vring);
+static inline void vring_element_set_dirty(Vring *vring,
+                                           const VirtQueueElement *elem,
+                                           const VringTable *table)
+{
+    const VringRegion *last = NULL;
+    bool logged = false;
 
-bool vring_packed_init(Vring *vring, Error **errp);
-int vring_packed_pop(Vring *vring, VirtQueueElement *elem, VringBuffer *buf);
-void vring_packed_unpop(Vring *vring, unsigned ndescs);
-void vring_packed_push(Vring *vring, unsigned id, unsigned ndescs,
-                       uint32_t len);
-void vring_packed_publish(Vring *vring);
-bool vring_packed_should_notify(Vring *vring);
-void vring_packed_disable_notification(Vring *vring);
-bool vring_packed_enable_notification(Vring *vring);
-bool vring_packed_more_avail(Vring *vring);
+    for (unsigned i = 0; i < elem->in_num; i++) {
+        const VringRegion *region =
+            vring_table_find(table, elem->in_addr[i], &vring->region_hint);
 
-#endif /* HW_VIRTIO_DATAPLANE_VRING_INTERNAL_H */
+        /* Most elements lie in one region, and nobody logs most of the time */
+        if (region != last) {
+            last = region;
+            logged = vring_region_is_logged(region);
+        }
+        if (unlikely(logged)) {
+            vring_region_set_dirty(region, elem->in_addr[i] - region->base,
+                                   elem->in_sg[i].iov_len);
+        }
+    }
+}
+
+/**
+ * vring_element_unmap_slow: vring_element_unmap() for what has no hold
+ */
+void vring_element_unmap_slow(Vring *vring, const VirtQueueElement *elem,
+                              VringBuffer *buf);
+
+/**
+ * vring_element_unmap: give the memory of a popped element back
+ * @buf: what it was popped with, or NULL: QEMU's virtqueue code has mapped it
+ *
+ * Inline, since every push takes it.
+ */
+static inline void vring_element_unmap(Vring *vring,
+                                       const VirtQueueElement *elem,
+                                       VringBuffer *buf)
+{
+    if (unlikely(!buf || !buf->hold)) {
+        vring_element_unmap_slow(vring, elem, buf);
+        return;
+    }
+    /* The request may have written before it failed or was given up. */
+    vring_element_set_dirty(vring, elem, buf->hold->table);
+    vring_hold_put(vring, buf->hold);
+    buf->hold = NULL;
+}
+
+#endif /* HW_VIRTIO_DATAPLANE_VRING_CHAIN_H */

@@ -1,0 +1,107 @@
+/*
+ * The ring's own memory
+ *
+ * Knows how an area is mapped, whole or in pages, and how what the device wrote
+ * there is marked dirty.  Does not know what is in it.
+ *
+ * Copyright (c) 2026 the virtio-blk data plane authors
+ *
+ * SPDX-License-Identifier: GPL-2.0-or-later
+ */
+
+#include "qemu/osdep.h"
+#include "vring-area.h"
+
+/* What an IOMMU maps is contiguous at least this far. */
+#define VRING_PAGE_SIZE 4096
+
+void *vring_area_page_at(const VringArea *area, uint32_t offset,
+                         const VringRegion **region)
+{
+    hwaddr addr = area->addr + offset;
+    const VringRegion *page = &area->pages[addr / VRING_PAGE_SIZE -
+                                           area->addr / VRING_PAGE_SIZE];
+
+    if (region) {
+        *region = page;
+    }
+    return page->host + (addr - page->base);
+}
+
+void vring_area_set_dirty(const VringArea *area, uint32_t offset,
+                          uint32_t len)
+{
+    while (len) {
+        const VringRegion *region = area->region;
+        uint8_t *host = area->host + offset;
+        uint32_t part = len;
+
+        if (unlikely(!area->host)) {
+            host = vring_area_page_at(area, offset, &region);
+            part = MIN(len, region->size - (host - region->host));
+        }
+        /* Nobody logs most of the time. */
+        if (unlikely(vring_region_is_logged(region))) {
+            vring_region_set_dirty(region, host - region->host, part);
+        }
+        offset += part;
+        len -= part;
+    }
+}
+
+void vring_area_set_slots_dirty(const VringArea *area, uint32_t base,
+                                uint32_t size, unsigned num, unsigned from,
+                                unsigned count)
+{
+    unsigned first = MIN(count, num - from);
+
+    vring_area_set_dirty(area, base + from * size, first * size);
+    vring_area_set_dirty(area, base, (count - first) * size);
+}
+
+void vring_area_unmap(VringArea *area, VringMemory *mem)
+{
+    for (unsigned i = 0; i < area->npages; i++) {
+        vring_memory_unmap_region(mem, &area->pages[i]);
+    }
+    g_free(area->pages);
+    area->pages = NULL;
+    area->npages = 0;
+    area->host = NULL;
+    area->region = NULL;
+}
+
+/* Page by page; what is mapped at a failure is left to vring_area_unmap() */
+static bool vring_area_map_pages(VringArea *area, VringMemory *mem,
+                                 bool is_write)
+{
+    hwaddr addr = area->addr, end = addr + area->size;
+
+    area->pages = g_new(VringRegion, area->size / VRING_PAGE_SIZE + 2);
+    while (addr < end) {
+        hwaddr len = MIN(end - addr,
+                         VRING_PAGE_SIZE - addr % VRING_PAGE_SIZE);
+
+        if (!vring_memory_map_region(mem, addr, len, is_write,
+                                     &area->pages[area->npages])) {
+            return false;
+        }
+        area->npages++;
+        addr += len;
+    }
+    return true;
+}
+
+bool vring_area_map(VringArea *area, VringMemory *mem, const VringTable *table,
+                    unsigned *hint, bool is_write)
+{
+    if (area->size - 1 > UINT64_MAX - area->addr) {
+        return false;
+    }
+    area->host = vring_table_translate(table, area->addr, area->size, hint);
+    if (area->host) {
+        area->region = vring_table_find(table, area->addr, hint);
+        return true;
+    }
+    return vring_area_map_pages(area, mem, is_write);
+}

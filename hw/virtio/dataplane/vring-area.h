@@ -1,0 +1,94 @@
+/*
+ * The ring's own memory
+ *
+ * Shared by the files of the ring; not for devices.
+ *
+ * Copyright (c) 2026 the virtio-blk data plane authors
+ *
+ * SPDX-License-Identifier: GPL-2.0-or-later
+ */
+
+#ifndef HW_VIRTIO_DATAPLANE_VRING_AREA_H
+#define HW_VIRTIO_DATAPLANE_VRING_AREA_H
+
+#include "hw/virtio/dataplane/vring.h"
+
+/**
+ * vring_area_map: find an area in guest memory
+ * @area: addr and size are set; not mapped
+ * @table: the current table of @mem; outlives the mapping
+ * @hint: see vring_table_find()
+ * @is_write: true if the device is going to write there
+ *
+ * Returns: false if it is not in RAM; to be unmapped all the same
+ *
+ * Pair: vring_area_unmap()
+ */
+bool vring_area_map(VringArea *area, VringMemory *mem, const VringTable *table,
+                    unsigned *hint, bool is_write);
+
+/**
+ * vring_area_unmap: the pair of vring_area_map()
+ */
+void vring_area_unmap(VringArea *area, VringMemory *mem);
+
+/**
+ * vring_area_page_at: vring_area_at() for an area that lies in pages
+ * @region: set to the page, unless NULL
+ */
+void *vring_area_page_at(const VringArea *area, uint32_t offset,
+                         const VringRegion **region);
+
+/**
+ * vring_area_at: host address of a field
+ * @area: not lost
+ * @offset: bytes from the start of the area; the field does not cross a page
+ */
+static inline void *vring_area_at(const VringArea *area, uint32_t offset)
+{
+    if (likely(area->host)) {
+        return area->host + offset;
+    }
+    return vring_area_page_at(area, offset, NULL);
+}
+
+/**
+ * vring_area_is_logged: may anybody want to know of writes to an area?
+ */
+static inline bool vring_area_is_logged(const VringArea *area)
+{
+    return unlikely(!area->host) || vring_region_is_logged(area->region);
+}
+
+/**
+ * vring_area_set_dirty: vring_mark_dirty() for an area that may be logged
+ */
+void vring_area_set_dirty(const VringArea *area, uint32_t offset,
+                          uint32_t len);
+
+/**
+ * vring_area_set_slots_dirty: same, for slots of an array that is circular
+ * @base: where slot 0 stands, in bytes from the start of the area
+ * @size: bytes of a slot
+ * @num: number of slots in the array
+ * @from: first slot to mark, below @num
+ * @count: number of slots to mark, up to @num
+ */
+void vring_area_set_slots_dirty(const VringArea *area, uint32_t base,
+                                uint32_t size, unsigned num, unsigned from,
+                                unsigned count);
+
+/**
+ * vring_mark_dirty: note that the device wrote to one of the ring's areas
+ * @offset: bytes from the start of the area
+ * @len: bytes
+ */
+static inline void vring_mark_dirty(const VringArea *area, uint32_t offset,
+                                    uint32_t len)
+{
+    if (unlikely(vring_area_is_logged(area))) {
+        vring_area_set_dirty(area, offset, len);
+    }
+}
+
+#endif /* HW_VIRTIO_DATAPLANE_VRING_AREA_H */

@@ -1,0 +1,239 @@
+/*
+ * The memory of elements
+ *
+ * Knows how the buffers of a descriptor chain are mapped, kept alive, marked
+ * dirty and given back.  Does not know how a ring is laid out (vring-split.c,
+ * vring-packed.c).
+ *
+ * Copyright (c) 2026 the virtio-blk data plane authors
+ *
+ * SPDX-License-Identifier: GPL-2.0-or-later
+ */
+
+#include "qemu/osdep.h"
+#include "vring-chain.h"
+
+/* Holds */
+
+VringHold *vring_hold_new(VringTable *table)
+{
+    VringHold *hold = g_new(VringHold, 1);
+
+    hold->table = table;
+    hold->inflight = 0;
+    return hold;
+}
+
+void vring_hold_free(VringHold *hold)
+{
+    assert(!hold->inflight);
+    vring_table_unref(hold->table);
+    g_free(hold);
+}
+
+/* Buffers */
+
+void vring_buffer_init(VringBuffer *buf)
+{
+    buf->hold = NULL;
+    buf->mapping = VRING_MAPPED;
+    buf->capacity = VRING_INLINE_VECTORS;
+    buf->iov = buf->inline_iov;
+    buf->addr = buf->inline_addr;
+}
+
+void vring_buffer_release(VringBuffer *buf)
+{
+    if (buf->iov != buf->inline_iov) {
+        g_free(buf->iov);
+        g_free(buf->addr);
+        vring_buffer_init(buf);
+    }
+}
+
+void vring_set_bounced(const VirtQueueElement *elem, VringBuffer *buf,
+                       const struct iovec *iov)
+{
+    assert(!vring_is_mapped(buf));
+    memcpy(buf->iov, iov, (elem->out_num + elem->in_num) * sizeof(*iov));
+    buf->mapping = VRING_BOUNCED;
+}
+
+/* Chains */
+
+/*
+ * Doubles, as an allocation of the largest size for each long chain would make
+ * the C library ask the kernel for memory and give it back all the time.
+ */
+int vring_chain_grow(VringChain *chain)
+{
+    VringBuffer *buf = chain->buf;
+    unsigned capacity = MIN(2 * chain->capacity, VIRTQUEUE_MAX_SIZE);
+
+    if (chain->num == VIRTQUEUE_MAX_SIZE) {
+        return -VRING_ERR_TOO_LONG;
+    }
+    chain->iov = g_new(struct iovec, capacity);
+    chain->addr = g_new(hwaddr, capacity);
+    chain->capacity = capacity;
+    memcpy(chain->iov, buf->iov, chain->num * sizeof(*buf->iov));
+    memcpy(chain->addr, buf->addr, chain->num * sizeof(*buf->addr));
+    vring_buffer_release(buf);
+    buf->iov = chain->iov;
+    buf->addr = chain->addr;
+    buf->capacity = capacity;
+    return 0;
+}
+
+/* From now on the chain's vectors have references of their own. */
+static void vring_chain_pin(Vring *vring, VringChain *chain)
+{
+    if (chain->pinned) {
+        return;
+    }
+    for (unsigned i = 0; i < chain->num; i++) {
+        vring_memory_pin(vring->mem, chain->iov[i].iov_base);
+    }
+    chain->pinned = true;
+    chain->mapping = VRING_MAPPED;
+}
+
+static void vring_chain_unmap(Vring *vring, VringChain *chain)
+{
+    if (!chain->pinned || chain->mapping == VRING_UNMAPPED) {
+        return;
+    }
+    /* Nothing was written yet, so nothing gets dirty. */
+    for (unsigned i = 0; i < chain->num; i++) {
+        vring_memory_unmap(vring->mem, chain->iov[i].iov_base,
+                           chain->iov[i].iov_len, false);
+        chain->iov[i].iov_base = NULL;
+    }
+    chain->mapping = VRING_UNMAPPED;
+}
+
+/*
+ * An element is wholly in the table or wholly outside of it, so that the
+ * common case has nothing to tell apart.  If some of it is not even in RAM all
+ * of it is left unmapped, in pieces that dma_memory_map() maps at once.
+ */
+int vring_chain_add_slow(Vring *vring, VringChain *chain, hwaddr addr,
+                         uint32_t len, bool is_write)
+{
+    if (len - 1 > UINT64_MAX - addr) {
+        return -VRING_ERR_ADDRESS;
+    }
+    vring_chain_pin(vring, chain);
+
+    while (len) {
+        hwaddr mapped = len;
+        void *host = vring_memory_map(vring->mem, addr, &mapped, is_write);
+        int ret;
+
+        if (!host) {
+            if (!vring->config.bounce) {
+                return -VRING_ERR_ADDRESS;
+            }
+            vring_chain_unmap(vring, chain);
+        } else if (chain->mapping == VRING_UNMAPPED) {
+            vring_memory_unmap(vring->mem, host, mapped, false);
+            host = NULL;
+        }
+        ret = vring_chain_append(chain, host, addr, mapped, is_write);
+        if (ret < 0) {
+            if (host) {
+                /* Nothing was written yet, so nothing gets dirty. */
+                vring_memory_unmap(vring->mem, host, mapped, false);
+            }
+            return ret;
+        }
+        len -= mapped;
+        addr += mapped;
+    }
+    return 0;
+}
+
+void vring_chain_undo(Vring *vring, VringChain *chain)
+{
+    vring_chain_unmap(vring, chain);
+    vring_buffer_release(chain->buf);
+}
+
+/* Indirect tables */
+
+bool vring_fetch_desc(Vring *vring, const VringDescTable *table, unsigned i,
+                      VringDesc *desc)
+{
+    uint8_t bytes[sizeof(*desc)];
+
+    if (!table->indirect) {
+        *desc = vring_copy_desc(vring_desc_at(vring, i));
+        return true;
+    }
+    if (!vring_memory_read(vring->mem, table->addr + i * sizeof(bytes), bytes,
+                           sizeof(bytes))) {
+        return false;
+    }
+    *desc = vring_copy_desc(bytes);
+    return true;
+}
+
+/* Giving an element's memory back */
+
+/* Copies of what is not RAM are dropped: who wants them written did that. */
+static void vring_unmap_bounced(Vring *vring, const VirtQueueElement *elem)
+{
+    for (unsigned i = 0; i < elem->out_num; i++) {
+        vring_memory_unmap(vring->mem, elem->out_sg[i].iov_base,
+                           elem->out_sg[i].iov_len, false);
+    }
+    for (unsigned i = 0; i < elem->in_num; i++) {
+        void *host = elem->in_sg[i].iov_base;
+
+        vring_memory_unmap(vring->mem, host, elem->in_sg[i].iov_len,
+                           vring_memory_is_ram(vring->mem, host));
+    }
+}
+
+static void vring_unmap_pinned(Vring *vring, const VirtQueueElement *elem)
+{
+    for (unsigned i = 0; i < elem->out_num; i++) {
+        vring_memory_unmap(vring->mem, elem->out_sg[i].iov_base,
+                           elem->out_sg[i].iov_len, false);
+    }
+    for (unsigned i = 0; i < elem->in_num; i++) {
+        vring_memory_unmap(vring->mem, elem->in_sg[i].iov_base,
+                           elem->in_sg[i].iov_len, true);
+    }
+}
+
+void vring_element_unmap_slow(Vring *vring, const VirtQueueElement *elem,
+                              VringBuffer *buf)
+{
+    if (!buf) {
+        vring_unmap_bounced(vring, elem);
+    } else if (buf->mapping == VRING_MAPPED) {
+        vring_unmap_pinned(vring, elem);
+    } else {
+        if (buf->mapping == VRING_BOUNCED) {
+            vring_unmap_bounced(vring, elem);
+        }
+        buf->mapping = VRING_MAPPED;
+    }
+}
+
+void vring_pin(Vring *vring, const VirtQueueElement *elem, VringBuffer *buf)
+{
+    if (!buf->hold) {
+        return;
+    }
+    for (unsigned i = 0; i < elem->out_num; i++) {
+        vring_memory_pin(vring->mem, elem->out_sg[i].iov_base);
+    }
+    for (unsigned i = 0; i < elem->in_num; i++) {
+        vring_memory_pin(vring->mem, elem->in_sg[i].iov_base);
+    }
+    vring_hold_put(vring, buf->hold);
+    buf->hold = NULL;
+    buf->mapping = VRING_MAPPED;
+}
