@@ -602,6 +602,31 @@ static void test_own_registers(const void *opaque)
     dp_vm_quit(vm);
 }
 
+/*
+ * covers: E4, G7, D1: a disk of the main loop resets itself, where it has an
+ * effect, within the function that submits requests
+ */
+static void test_main_loop(const void *opaque)
+{
+    const DpMode *mode = &dp_mode_main;
+    DpVm *vm = vm_with_regs(mode, "");
+    DpDisk *disk = dp_disk_new(vm, DP_F_ALL);
+    uint64_t status = disk->pci->bar.addr + disk->pci->common_cfg_offset +
+                      offsetof(struct virtio_pci_common_cfg, device_status);
+
+    for (unsigned i = 0; i < 3; i++) {
+        DpReq *req = send_name(disk, status);
+
+        dp_disk_reset(disk);
+        dp_req_free(disk, req);
+        dp_disk_start(disk, DP_F_ALL);
+        dp_assert_works(disk);
+    }
+    dp_assert_mode(vm, mode);
+    dp_disk_free(disk);
+    dp_vm_quit(vm);
+}
+
 /* covers: E4, E7: the disk takes its own bus mastering away */
 static void test_own_command(const void *opaque)
 {
@@ -722,6 +747,7 @@ int main(int argc, char **argv)
         return g_test_run();
     }
     dp_add_table("bounce", tests, ARRAY_SIZE(tests), false);
+    dp_add_test("virtio-blk-dataplane/bounce/own-status/main-loop", NULL, test_main_loop);
     dp_add_table("bounce", plane_tests, ARRAY_SIZE(plane_tests), true);
     return g_test_run();
 }
