@@ -851,8 +851,8 @@ static void quiesce_bh(void *opaque)
 
     data_plane_queue_detach(q);
     /*
-     * Nobody is going to look at this kick.  What it stands for stays in the
-     * ring, and each start looks there first.
+     * No handler will see this kick.  The buffers stay in the ring, and each
+     * start looks there first.
      */
     event_notifier_test_and_clear(&q->host_notifier);
 }
