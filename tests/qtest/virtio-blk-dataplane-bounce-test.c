@@ -747,7 +747,8 @@ int main(int argc, char **argv)
         return g_test_run();
     }
     dp_add_table("bounce", tests, ARRAY_SIZE(tests), false);
-    dp_add_test("virtio-blk-dataplane/bounce/own-status/main-loop", NULL, test_main_loop);
+    dp_add_test("/virtio-blk-dataplane/bounce/own-status/main-loop", NULL,
+                test_main_loop);
     dp_add_table("bounce", plane_tests, ARRAY_SIZE(plane_tests), true);
     return g_test_run();
 }

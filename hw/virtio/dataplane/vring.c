@@ -2,7 +2,7 @@
  * The device side of one virtqueue: what does not depend on the ring format
  *
  * Knows the life of a Vring, and the order of elements with VIRTIO_F_IN_ORDER.
- * Does not know how a ring is laid out (vring-split.c, vring-packed.c) nor how an
+ * Does not know how a ring is laid out (vring-split.c, vring-packed.c), how an
  * element's memory is mapped (vring-chain.c), where its state comes from
  * (vring-virtqueue.c), or how the memory table is made (vring-memory.c).
  *
