@@ -419,8 +419,8 @@ class Subject:
             keys = ['device', 'id', 'status', 'action', 'operation', 'error',
                     'node-name']
             if event['event'] == 'BLOCK_IO_ERROR':
-                # QEMU leaves out those that come too fast, of either kind.
-                keys = ['device', 'id', 'node-name']
+                # QEMU leaves out those that come too fast: reads or writes.
+                keys.remove('operation')
             seen[' '.join([event['event']] + [
                 f'{key}={data[key]}' for key in keys if key in data])] += 1
         return [name if name.startswith('BLOCK_IO_ERROR')

@@ -248,21 +248,23 @@ static void hand_over(DataPlaneBounce *b, DataPlaneBounced *bounced)
     }
 }
 
-static DataPlaneBounced *take_completed(DataPlaneBounce *b)
+/* The first of one of the two lists, or NULL */
+static DataPlaneBounced *take_first(DataPlaneBounce *b,
+                                    DataPlaneBouncedList *list)
 {
     DataPlaneBounced *bounced;
 
     QEMU_LOCK_GUARD(&b->lock);
-    bounced = QSIMPLEQ_FIRST(&b->completed);
+    bounced = QSIMPLEQ_FIRST(list);
     if (bounced) {
-        QSIMPLEQ_REMOVE_HEAD(&b->completed, next);
+        QSIMPLEQ_REMOVE_HEAD(list, next);
     }
     return bounced;
 }
 
 static void unmap_completed(DataPlaneBounce *b, DataPlaneAccess *access)
 {
-    access->bounced = take_completed(b);
+    access->bounced = take_first(b, &b->completed);
     if (!access->bounced) {
         return;
     }
@@ -326,25 +328,13 @@ static VirtIOBlockReq *bounced_free(DataPlaneBounced *bounced)
     return req;
 }
 
-static DataPlaneBounced *take_unmapped(DataPlaneBounce *b)
-{
-    DataPlaneBounced *bounced;
-
-    QEMU_LOCK_GUARD(&b->lock);
-    bounced = QSIMPLEQ_FIRST(&b->unmapped);
-    if (bounced) {
-        QSIMPLEQ_REMOVE_HEAD(&b->unmapped, next);
-    }
-    return bounced;
-}
-
 /* Context: BH in the queue's AioContext */
 static void unmapped_bh(void *opaque)
 {
     DataPlaneBounce *b = opaque;
     DataPlaneBounced *bounced;
 
-    while ((bounced = take_unmapped(b))) {
+    while ((bounced = take_first(b, &b->unmapped))) {
         unsigned char status = bounced->status;
 
         b->ops->unmapped(b, bounced_free(bounced), status);
@@ -444,7 +434,7 @@ void data_plane_bounce_finish(DataPlaneBounce *b)
 
 VirtIOBlockReq *data_plane_bounce_cancel(DataPlaneBounce *b)
 {
-    DataPlaneBounced *bounced = take_completed(b);
+    DataPlaneBounced *bounced = take_first(b, &b->completed);
 
     GLOBAL_STATE_CODE();
     return bounced ? bounced_free(bounced) : NULL;

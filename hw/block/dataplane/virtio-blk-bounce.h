@@ -19,6 +19,7 @@
 typedef struct DataPlaneBounce DataPlaneBounce;
 typedef struct DataPlaneAccess DataPlaneAccess;
 typedef struct DataPlaneBounced DataPlaneBounced;
+typedef QSIMPLEQ_HEAD(, DataPlaneBounced) DataPlaneBouncedList;
 
 typedef struct DataPlaneBounceOps {
     /*
@@ -56,8 +57,8 @@ struct DataPlaneBounce {
     VringBuffer *stalled_buf;
 
     QemuMutex lock;             /* of the two lists */
-    QSIMPLEQ_HEAD(, DataPlaneBounced) completed;    /* to be unmapped */
-    QSIMPLEQ_HEAD(, DataPlaneBounced) unmapped;
+    DataPlaneBouncedList completed; /* to be unmapped */
+    DataPlaneBouncedList unmapped;
 
     QEMUBH *bh;                 /* in the main loop, while started */
     QEMUTimer *retry_timer;     /* likewise: schedules @bh */
