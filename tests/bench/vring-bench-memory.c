@@ -21,7 +21,7 @@ typedef struct RingRegion {
 } RingRegion;
 
 struct VringMemory {
-    VringTable *table;
+    VringRamTable *table;
     RingRegion regions[RING_REGIONS];
 };
 
@@ -50,13 +50,13 @@ static uint8_t *ring_region_alloc(uint64_t size)
 VringMemory *ring_memory_new(void)
 {
     VringMemory *mem = g_new0(VringMemory, 1);
-    VringTable *table = g_malloc0(sizeof(*table) +
-                                  RING_REGIONS * sizeof(VringRegion));
+    VringRamTable *table = g_malloc0(sizeof(*table) +
+                                     RING_REGIONS * sizeof(VringRamRegion));
 
     table->refcount = 1;
     table->nregions = RING_REGIONS;
     for (unsigned i = 0; i < RING_REGIONS; i++) {
-        table->regions[i] = (VringRegion) {
+        table->regions[i] = (VringRamRegion) {
             .base = layout[i].base,
             .size = layout[i].size,
             .host = ring_region_alloc(layout[i].size),
@@ -69,7 +69,7 @@ VringMemory *ring_memory_new(void)
 
 void ring_memory_free(VringMemory *mem)
 {
-    VringTable *table = mem->table;
+    VringRamTable *table = mem->table;
 
     assert(table->refcount == 1);
     for (unsigned i = 0; i < table->nregions; i++) {
@@ -82,7 +82,7 @@ void ring_memory_free(VringMemory *mem)
 void *ring_memory_host(VringMemory *mem, hwaddr addr)
 {
     unsigned hint = 0;
-    void *host = vring_table_translate(mem->table, addr, 1, &hint);
+    void *host = vring_ram_table_translate(mem->table, addr, 1, &hint);
 
     assert(host);
     return host;
@@ -90,18 +90,18 @@ void *ring_memory_host(VringMemory *mem, hwaddr addr)
 
 /* What the ring calls */
 
-VringTable *vring_memory_get_table(VringMemory *mem)
+VringRamTable *vring_memory_get_table(VringMemory *mem)
 {
     qatomic_inc(&mem->table->refcount);
     return mem->table;
 }
 
-bool vring_memory_is_current(VringMemory *mem, const VringTable *table)
+bool vring_memory_is_current(VringMemory *mem, const VringRamTable *table)
 {
     return qatomic_read(&mem->table) == table;
 }
 
-void vring_table_unref(VringTable *table)
+void vring_ram_table_unref(VringRamTable *table)
 {
     int old = qatomic_fetch_dec(&table->refcount);
 
@@ -109,7 +109,7 @@ void vring_table_unref(VringTable *table)
     assert(old > 1);
 }
 
-bool vring_region_is_logged(const VringRegion *region)
+bool vring_ram_region_is_logged(const VringRamRegion *region)
 {
     const RingRegion *mark = (const RingRegion *)region->mr;
 
@@ -148,12 +148,12 @@ bool vring_memory_is_ram(VringMemory *mem, void *host)
 }
 
 bool vring_memory_map_region(VringMemory *mem, hwaddr addr, hwaddr len,
-                             bool is_write, VringRegion *region)
+                             bool is_write, VringRamRegion *region)
 {
     ring_general_path(__func__);
 }
 
-void vring_memory_unmap_region(VringMemory *mem, VringRegion *region)
+void vring_memory_unmap_region(VringMemory *mem, VringRamRegion *region)
 {
     ring_general_path(__func__);
 }
@@ -163,8 +163,8 @@ void vring_memory_pin(VringMemory *mem, void *host)
     ring_general_path(__func__);
 }
 
-void vring_region_set_dirty(const VringRegion *region, uint64_t offset,
-                            uint64_t len)
+void vring_ram_region_set_dirty(const VringRamRegion *region, uint64_t offset,
+                                uint64_t len)
 {
     ring_general_path(__func__);
 }

@@ -1149,7 +1149,7 @@ static void test_translate(void)
 {
     enum { REGIONS = 7, SIZE = 0x100 };
     VringMemory *mem = test_memory_new();
-    VringTable *table;
+    VringRamTable *table;
 
     /* Regions 0 and 1, 2 and 3, ... adjoin each other */
     for (unsigned i = 0; i < REGIONS; i++) {
@@ -1165,17 +1165,18 @@ static void test_translate(void)
             uint64_t left = host ? SIZE - addr % SIZE : 0;
             unsigned hint = start;
 
-            g_assert(vring_table_translate(table, addr, 1, &hint) == host);
+            g_assert(vring_ram_table_translate(table, addr, 1, &hint) == host);
             if (host) {
-                g_assert(vring_table_translate(table, addr, left, &hint) ==
+                g_assert(vring_ram_table_translate(table, addr, left, &hint) ==
                          host);
             }
-            g_assert(!vring_table_translate(table, addr, left + 1, &hint));
-            g_assert(!vring_table_translate(table, addr, UINT64_MAX, &hint));
+            g_assert(!vring_ram_table_translate(table, addr, left + 1, &hint));
+            g_assert(!vring_ram_table_translate(table, addr, UINT64_MAX,
+                                                &hint));
         }
     }
-    vring_table_unref(table);
-    vring_table_unref(NULL);
+    vring_ram_table_unref(table);
+    vring_ram_table_unref(NULL);
     test_memory_free(mem);
 }
 

@@ -42,7 +42,7 @@ struct VringMemory {
     pthread_mutex_t lock;
     GPtrArray *regions;     /* of TestRegion, in no order */
     GArray *mappings;       /* of TestMapping */
-    VringTable *table;      /* atomic */
+    VringRamTable *table;   /* atomic */
     unsigned tables;
     uint64_t map_limit;
 };
@@ -187,7 +187,7 @@ static void test_region_set_dirty(TestRegion *region, uint64_t offset,
     }
 }
 
-static TestRegion *test_region_of(const VringRegion *region)
+static TestRegion *test_region_of(const VringRamRegion *region)
 {
     return (TestRegion *)region->mr;
 }
@@ -196,15 +196,15 @@ static TestRegion *test_region_of(const VringRegion *region)
 
 static int test_region_compare(const void *a, const void *b)
 {
-    const VringRegion *ra = a, *rb = b;
+    const VringRamRegion *ra = a, *rb = b;
 
     return ra->base < rb->base ? -1 : ra->base > rb->base;
 }
 
-static VringTable *test_table_new(VringMemory *mem)
+static VringRamTable *test_table_new(VringMemory *mem)
 {
-    VringTable *table = g_malloc0(sizeof(*table) + mem->regions->len *
-                                  sizeof(VringRegion));
+    VringRamTable *table = g_malloc0(sizeof(*table) + mem->regions->len *
+                                     sizeof(VringRamRegion));
 
     table->refcount = 1;
     for (unsigned i = 0; i < mem->regions->len; i++) {
@@ -214,20 +214,20 @@ static VringTable *test_table_new(VringMemory *mem)
             continue;
         }
         region->refcount++;
-        table->regions[table->nregions++] = (VringRegion) {
+        table->regions[table->nregions++] = (VringRamRegion) {
             .base = region->base,
             .size = region->size,
             .host = region->host,
             .mr = (MemoryRegion *)region,
         };
     }
-    qsort(table->regions, table->nregions, sizeof(VringRegion),
+    qsort(table->regions, table->nregions, sizeof(VringRamRegion),
           test_region_compare);
     mem->tables++;
     return table;
 }
 
-static void test_table_unref_locked(VringMemory *mem, VringTable *table)
+static void test_table_unref_locked(VringMemory *mem, VringRamTable *table)
 {
     g_assert_cmpint(table->refcount, >, 0);
     if (--table->refcount) {
@@ -247,9 +247,9 @@ static void test_table_unref_locked(VringMemory *mem, VringTable *table)
  */
 static VringMemory *test_memory_of_table;
 
-VringTable *vring_memory_get_table(VringMemory *mem)
+VringRamTable *vring_memory_get_table(VringMemory *mem)
 {
-    VringTable *table;
+    VringRamTable *table;
 
     pthread_mutex_lock(&mem->lock);
     table = mem->table;
@@ -258,12 +258,12 @@ VringTable *vring_memory_get_table(VringMemory *mem)
     return table;
 }
 
-bool vring_memory_is_current(VringMemory *mem, const VringTable *table)
+bool vring_memory_is_current(VringMemory *mem, const VringRamTable *table)
 {
     return qatomic_read(&mem->table) == table;
 }
 
-void vring_table_unref(VringTable *table)
+void vring_ram_table_unref(VringRamTable *table)
 {
     VringMemory *mem = test_memory_of_table;
 
@@ -276,7 +276,7 @@ void vring_table_unref(VringTable *table)
 
 void test_memory_commit(VringMemory *mem)
 {
-    VringTable *old, *table;
+    VringRamTable *old, *table;
 
     pthread_mutex_lock(&mem->lock);
     table = test_table_new(mem);
@@ -394,7 +394,7 @@ unsigned test_memory_regions(VringMemory *mem)
 
 /* What was written */
 
-bool vring_region_is_logged(const VringRegion *region)
+bool vring_ram_region_is_logged(const VringRamRegion *region)
 {
     return qatomic_read(&test_region_of(region)->logged);
 }
@@ -408,8 +408,8 @@ void test_memory_set_logging(VringMemory *mem, hwaddr base, bool logged)
 }
 
 /* Recorded in any case, so that a test sees that the ring did not ask first */
-void vring_region_set_dirty(const VringRegion *region, uint64_t offset,
-                            uint64_t len)
+void vring_ram_region_set_dirty(const VringRamRegion *region, uint64_t offset,
+                                uint64_t len)
 {
     g_assert(region);
     g_assert_cmpuint(offset, <, region->size);
@@ -607,7 +607,7 @@ bool vring_memory_is_ram(VringMemory *mem, void *host)
 }
 
 bool vring_memory_map_region(VringMemory *mem, hwaddr addr, hwaddr len,
-                             bool is_write, VringRegion *region)
+                             bool is_write, VringRamRegion *region)
 {
     hwaddr mapped = len;
     uint8_t *host = vring_memory_map(mem, addr, &mapped, is_write);
@@ -620,7 +620,7 @@ bool vring_memory_map_region(VringMemory *mem, hwaddr addr, hwaddr len,
         return false;
     }
     pthread_mutex_lock(&mem->lock);
-    *region = (VringRegion) {
+    *region = (VringRamRegion) {
         .base = addr,
         .size = len,
         .host = host,
@@ -632,7 +632,7 @@ bool vring_memory_map_region(VringMemory *mem, hwaddr addr, hwaddr len,
     return true;
 }
 
-void vring_memory_unmap_region(VringMemory *mem, VringRegion *region)
+void vring_memory_unmap_region(VringMemory *mem, VringRamRegion *region)
 {
     vring_memory_unmap(mem, region->host, region->size, false);
 }

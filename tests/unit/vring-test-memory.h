@@ -100,7 +100,7 @@ unsigned test_memory_regions(VringMemory *mem);
  *
  * Regions that record dirty bytes are logged from the start.  What the ring
  * marks in a region that nobody logs is recorded all the same: it should have
- * asked vring_region_is_logged() first.
+ * asked vring_ram_region_is_logged() first.
  */
 void test_memory_set_logging(VringMemory *mem, hwaddr base, bool logged);
 

@@ -16,11 +16,11 @@
 #define VRING_PAGE_SIZE 4096
 
 void *vring_area_page_at(const VringArea *area, uint32_t offset,
-                         const VringRegion **region)
+                         const VringRamRegion **region)
 {
     hwaddr addr = area->addr + offset;
-    const VringRegion *page = &area->pages[addr / VRING_PAGE_SIZE -
-                                           area->addr / VRING_PAGE_SIZE];
+    const VringRamRegion *page = &area->pages[addr / VRING_PAGE_SIZE -
+                                              area->addr / VRING_PAGE_SIZE];
 
     if (region) {
         *region = page;
@@ -32,7 +32,7 @@ void vring_area_set_dirty(const VringArea *area, uint32_t offset,
                           uint32_t len)
 {
     while (len) {
-        const VringRegion *region = area->region;
+        const VringRamRegion *region = area->region;
         uint8_t *host = area->host + offset;
         uint32_t part = len;
 
@@ -41,8 +41,8 @@ void vring_area_set_dirty(const VringArea *area, uint32_t offset,
             part = MIN(len, region->size - (host - region->host));
         }
         /* Nobody logs most of the time. */
-        if (unlikely(vring_region_is_logged(region))) {
-            vring_region_set_dirty(region, host - region->host, part);
+        if (unlikely(vring_ram_region_is_logged(region))) {
+            vring_ram_region_set_dirty(region, host - region->host, part);
         }
         offset += part;
         len -= part;
@@ -77,7 +77,7 @@ static bool vring_area_map_pages(VringArea *area, VringMemory *mem,
 {
     hwaddr addr = area->addr, end = addr + area->size;
 
-    area->pages = g_new(VringRegion, area->size / VRING_PAGE_SIZE + 2);
+    area->pages = g_new(VringRamRegion, area->size / VRING_PAGE_SIZE + 2);
     while (addr < end) {
         hwaddr len = MIN(end - addr,
                          VRING_PAGE_SIZE - addr % VRING_PAGE_SIZE);
@@ -92,15 +92,15 @@ static bool vring_area_map_pages(VringArea *area, VringMemory *mem,
     return true;
 }
 
-bool vring_area_map(VringArea *area, VringMemory *mem, const VringTable *table,
-                    unsigned *hint, bool is_write)
+bool vring_area_map(VringArea *area, VringMemory *mem,
+                    const VringRamTable *table, unsigned *hint, bool is_write)
 {
     if (area->size - 1 > UINT64_MAX - area->addr) {
         return false;
     }
-    area->host = vring_table_translate(table, area->addr, area->size, hint);
+    area->host = vring_ram_table_translate(table, area->addr, area->size, hint);
     if (area->host) {
-        area->region = vring_table_find(table, area->addr, hint);
+        area->region = vring_ram_table_find(table, area->addr, hint);
         return true;
     }
     return vring_area_map_pages(area, mem, is_write);

@@ -17,15 +17,15 @@
  * vring_area_map: find an area in guest memory
  * @area: addr and size are set; not mapped
  * @table: the current table of @mem; outlives the mapping
- * @hint: see vring_table_find()
+ * @hint: see vring_ram_table_find()
  * @is_write: true if the device is going to write there
  *
  * Returns: false if it is not in RAM; to be unmapped all the same
  *
  * Pair: vring_area_unmap()
  */
-bool vring_area_map(VringArea *area, VringMemory *mem, const VringTable *table,
-                    unsigned *hint, bool is_write);
+bool vring_area_map(VringArea *area, VringMemory *mem,
+                    const VringRamTable *table, unsigned *hint, bool is_write);
 
 /**
  * vring_area_unmap: the pair of vring_area_map()
@@ -37,7 +37,7 @@ void vring_area_unmap(VringArea *area, VringMemory *mem);
  * @region: set to the page, unless NULL
  */
 void *vring_area_page_at(const VringArea *area, uint32_t offset,
-                         const VringRegion **region);
+                         const VringRamRegion **region);
 
 /**
  * vring_area_at: host address of a field
@@ -57,7 +57,7 @@ static inline void *vring_area_at(const VringArea *area, uint32_t offset)
  */
 static inline bool vring_area_is_logged(const VringArea *area)
 {
-    return unlikely(!area->host) || vring_region_is_logged(area->region);
+    return unlikely(!area->host) || vring_ram_region_is_logged(area->region);
 }
 
 /**

@@ -15,7 +15,7 @@
 
 /* Holds */
 
-VringHold *vring_hold_new(VringTable *table)
+VringHold *vring_hold_new(VringRamTable *table)
 {
     VringHold *hold = g_new(VringHold, 1);
 
@@ -27,7 +27,7 @@ VringHold *vring_hold_new(VringTable *table)
 void vring_hold_free(VringHold *hold)
 {
     assert(!hold->inflight);
-    vring_table_unref(hold->table);
+    vring_ram_table_unref(hold->table);
     g_free(hold);
 }
 

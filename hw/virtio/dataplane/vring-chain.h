@@ -117,8 +117,8 @@ static inline int vring_enter_table(Vring *vring, VringDescTable *table,
     if (unlikely(len - 1 > UINT64_MAX - addr)) {
         return -VRING_ERR_TABLE_ADDRESS;
     }
-    table->host = vring_table_translate(vring->hold->table, addr, len,
-                                        &vring->region_hint);
+    table->host = vring_ram_table_translate(vring->hold->table, addr, len,
+                                            &vring->region_hint);
     table->addr = addr;
     table->entries = len / sizeof(VringDesc);
     table->indirect = true;
@@ -218,8 +218,8 @@ static inline int vring_chain_add(Vring *vring, VringChain *chain, hwaddr addr,
     if (unlikely(chain->bytes > UINT32_MAX)) {
         return -VRING_ERR_LENGTH;
     }
-    host = vring_table_translate(vring->hold->table, addr, len,
-                                 &vring->region_hint);
+    host = vring_ram_table_translate(vring->hold->table, addr, len,
+                                     &vring->region_hint);
     if (unlikely(!host || chain->pinned)) {
         return vring_chain_add_slow(vring, chain, addr, len, is_write);
     }
@@ -269,7 +269,7 @@ static inline void vring_chain_finish(Vring *vring, VringChain *chain,
  *
  * Pair: vring_hold_free(), when no element is in flight with it
  */
-VringHold *vring_hold_new(VringTable *table);
+VringHold *vring_hold_new(VringRamTable *table);
 void vring_hold_free(VringHold *hold);
 
 static inline void vring_hold_put(Vring *vring, VringHold *hold)
@@ -282,23 +282,23 @@ static inline void vring_hold_put(Vring *vring, VringHold *hold)
 
 static inline void vring_element_set_dirty(Vring *vring,
                                            const VirtQueueElement *elem,
-                                           const VringTable *table)
+                                           const VringRamTable *table)
 {
-    const VringRegion *last = NULL;
+    const VringRamRegion *last = NULL;
     bool logged = false;
 
     for (unsigned i = 0; i < elem->in_num; i++) {
-        const VringRegion *region =
-            vring_table_find(table, elem->in_addr[i], &vring->region_hint);
+        const VringRamRegion *region =
+            vring_ram_table_find(table, elem->in_addr[i], &vring->region_hint);
 
         /* Most elements lie in one region, and nobody logs most of the time */
         if (region != last) {
             last = region;
-            logged = vring_region_is_logged(region);
+            logged = vring_ram_region_is_logged(region);
         }
         if (unlikely(logged)) {
-            vring_region_set_dirty(region, elem->in_addr[i] - region->base,
-                                   elem->in_sg[i].iov_len);
+            vring_ram_region_set_dirty(region, elem->in_addr[i] - region->base,
+                                       elem->in_sg[i].iov_len);
         }
     }
 }

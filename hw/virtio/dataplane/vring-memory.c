@@ -45,7 +45,7 @@ struct VringMemory {
     void *opaque;
 
     /* Writer: BQL held.  Readers: any thread, under RCU. */
-    VringTable *table;
+    VringRamTable *table;
 
     /* The sections that the next table is made of; BQL held. */
     GArray *regions;
@@ -57,7 +57,7 @@ struct VringMemory {
 
 /* Tables */
 
-static void vring_table_free(VringTable *table)
+static void vring_ram_table_free(VringRamTable *table)
 {
     for (unsigned i = 0; i < table->nregions; i++) {
         memory_region_unref(table->regions[i].mr);
@@ -65,7 +65,7 @@ static void vring_table_free(VringTable *table)
     g_free(table);
 }
 
-void vring_table_unref(VringTable *table)
+void vring_ram_table_unref(VringRamTable *table)
 {
     if (table && qatomic_fetch_dec(&table->refcount) == 1) {
         /*
@@ -73,12 +73,12 @@ void vring_table_unref(VringTable *table)
          * reference to a memory region is to be dropped with the BQL held,
          * as it is in an RCU callback.
          */
-        call_rcu(table, vring_table_free, rcu);
+        call_rcu(table, vring_ram_table_free, rcu);
     }
 }
 
 /* False if the table is already on its way out */
-static bool vring_table_try_ref(VringTable *table)
+static bool vring_ram_table_try_ref(VringRamTable *table)
 {
     int old = qatomic_read(&table->refcount);
 
@@ -93,40 +93,40 @@ static bool vring_table_try_ref(VringTable *table)
     return false;
 }
 
-VringTable *vring_memory_get_table(VringMemory *mem)
+VringRamTable *vring_memory_get_table(VringMemory *mem)
 {
     RCU_READ_LOCK_GUARD();
 
     for (;;) {
-        VringTable *table = qatomic_rcu_read(&mem->table);
+        VringRamTable *table = qatomic_rcu_read(&mem->table);
 
         /* Fails only if a newer table has been published meanwhile */
-        if (vring_table_try_ref(table)) {
+        if (vring_ram_table_try_ref(table)) {
             return table;
         }
     }
 }
 
-bool vring_memory_is_current(VringMemory *mem, const VringTable *table)
+bool vring_memory_is_current(VringMemory *mem, const VringRamTable *table)
 {
     return qatomic_read(&mem->table) == table;
 }
 
-bool vring_region_is_logged(const VringRegion *region)
+bool vring_ram_region_is_logged(const VringRamRegion *region)
 {
     return memory_region_get_dirty_log_mask(region->mr);
 }
 
-void vring_region_set_dirty(const VringRegion *region, uint64_t offset,
-                            uint64_t len)
+void vring_ram_region_set_dirty(const VringRamRegion *region, uint64_t offset,
+                                uint64_t len)
 {
     memory_region_invalidate_and_set_dirty(region->mr,
                                            region->mr_offset + offset, len);
 }
 
-static gint vring_region_compare(gconstpointer a, gconstpointer b)
+static gint vring_ram_region_compare(gconstpointer a, gconstpointer b)
 {
-    const VringRegion *ra = a, *rb = b;
+    const VringRamRegion *ra = a, *rb = b;
 
     return ra->base < rb->base ? -1 : ra->base > rb->base;
 }
@@ -134,20 +134,20 @@ static gint vring_region_compare(gconstpointer a, gconstpointer b)
 static void vring_memory_publish(VringMemory *mem)
 {
     unsigned n = mem->regions->len;
-    VringTable *old = mem->table;
-    VringTable *table = g_malloc0(sizeof(*table) +
-                                  n * sizeof(table->regions[0]));
+    VringRamTable *old = mem->table;
+    VringRamTable *table = g_malloc0(sizeof(*table) +
+                                     n * sizeof(table->regions[0]));
 
-    g_array_sort(mem->regions, vring_region_compare);
+    g_array_sort(mem->regions, vring_ram_region_compare);
     table->refcount = 1;
     table->nregions = n;
     for (unsigned i = 0; i < n; i++) {
-        table->regions[i] = g_array_index(mem->regions, VringRegion, i);
+        table->regions[i] = g_array_index(mem->regions, VringRamRegion, i);
         memory_region_ref(table->regions[i].mr);
     }
     /* Pairs with qatomic_rcu_read() in vring_memory_get_table() */
     qatomic_rcu_set(&mem->table, table);
-    vring_table_unref(old);
+    vring_ram_table_unref(old);
     mem->dirty = false;
 }
 
@@ -280,7 +280,7 @@ static void vring_memory_region_add(MemoryListener *listener,
                                     MemoryRegionSection *section)
 {
     VringMemory *mem = container_of(listener, VringMemory, listener);
-    VringRegion region;
+    VringRamRegion region;
 
     if (memory_region_is_iommu(section->mr)) {
         vring_iommu_add(mem, section);
@@ -290,7 +290,7 @@ static void vring_memory_region_add(MemoryListener *listener,
     if (!vring_memory_serves(section)) {
         return;
     }
-    region = (VringRegion) {
+    region = (VringRamRegion) {
         .base = section->offset_within_address_space,
         .size = int128_get64(section->size),
         .host = (uint8_t *)memory_region_get_ram_ptr(section->mr) +
@@ -316,7 +316,8 @@ static void vring_memory_region_del(MemoryListener *listener,
         return;
     }
     for (unsigned i = 0; i < mem->regions->len; i++) {
-        VringRegion *region = &g_array_index(mem->regions, VringRegion, i);
+        VringRamRegion *region = &g_array_index(mem->regions, VringRamRegion,
+                                                i);
 
         if (region->base == section->offset_within_address_space &&
             region->mr == section->mr) {
@@ -347,7 +348,7 @@ VringMemory *vring_memory_new(AddressSpace *as, VringMemoryChangeFunc *changed,
     mem->as = as;
     mem->changed = changed;
     mem->opaque = opaque;
-    mem->regions = g_array_new(FALSE, FALSE, sizeof(VringRegion));
+    mem->regions = g_array_new(FALSE, FALSE, sizeof(VringRamRegion));
     mem->iommus = g_ptr_array_new_with_free_func(vring_iommu_free);
     mem->watches = g_array_new(FALSE, FALSE, sizeof(VringWatch));
     mem->listener = (MemoryListener) {
@@ -372,7 +373,7 @@ void vring_memory_free(VringMemory *mem)
     mem->listener.region_del = NULL;
     mem->listener.commit = NULL;
     memory_listener_unregister(&mem->listener);
-    vring_table_unref(mem->table);
+    vring_ram_table_unref(mem->table);
     g_ptr_array_free(mem->iommus, TRUE);
     assert(!mem->watches->len);
     g_array_free(mem->watches, TRUE);
@@ -450,7 +451,7 @@ bool vring_memory_is_ram(VringMemory *mem, void *host)
 }
 
 bool vring_memory_map_region(VringMemory *mem, hwaddr addr, hwaddr len,
-                             bool is_write, VringRegion *region)
+                             bool is_write, VringRamRegion *region)
 {
     hwaddr mapped = len;
     uint8_t *host = vring_memory_map(mem, addr, &mapped, is_write);
@@ -464,7 +465,7 @@ bool vring_memory_map_region(VringMemory *mem, hwaddr addr, hwaddr len,
         return false;
     }
     RCU_READ_LOCK_GUARD();
-    *region = (VringRegion) {
+    *region = (VringRamRegion) {
         .base = addr,
         .size = len,
         .host = host,
@@ -474,7 +475,7 @@ bool vring_memory_map_region(VringMemory *mem, hwaddr addr, hwaddr len,
     return true;
 }
 
-void vring_memory_unmap_region(VringMemory *mem, VringRegion *region)
+void vring_memory_unmap_region(VringMemory *mem, VringRamRegion *region)
 {
     vring_memory_unmap(mem, region->host, region->size, false);
 }

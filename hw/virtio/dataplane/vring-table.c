@@ -12,14 +12,14 @@
 #include "qemu/osdep.h"
 #include "hw/virtio/dataplane/vring-memory.h"
 
-const VringRegion *vring_table_search(const VringTable *table, hwaddr addr,
-                                      unsigned *hint)
+const VringRamRegion *vring_ram_table_search(const VringRamTable *table,
+                                             hwaddr addr, unsigned *hint)
 {
     unsigned lo = 0, hi = table->nregions;
 
     while (lo < hi) {
         unsigned mid = lo + (hi - lo) / 2;
-        const VringRegion *region = &table->regions[mid];
+        const VringRamRegion *region = &table->regions[mid];
 
         if (addr < region->base) {
             hi = mid;

@@ -4,7 +4,7 @@
  * Knows RAM regions, host pointers, references and dirty tracking.  Does not
  * know rings or requests.
  *
- * A VringTable is an immutable, sorted list of the RAM regions of an address
+ * A VringRamTable is an immutable, sorted list of the RAM regions of an address
  * space, each kept alive by the table.  A VringMemory publishes the table that
  * is current and replaces it whenever RAM comes or goes.  Whoever looks up
  * addresses owns a reference to the table that it uses, so that a host
@@ -29,20 +29,20 @@
 #include "exec/hwaddr.h"
 
 /* A contiguous piece of guest RAM that is contiguous in the host, too. */
-typedef struct VringRegion {
+typedef struct VringRamRegion {
     hwaddr base;                /* guest address of the first byte */
     uint64_t size;              /* bytes, not 0 */
     uint8_t *host;              /* host address of the first byte */
     MemoryRegion *mr;           /* referenced; where writes are recorded */
     uint64_t mr_offset;         /* of the first byte in @mr */
-} VringRegion;
+} VringRamRegion;
 
-typedef struct VringTable {
+typedef struct VringRamTable {
     struct rcu_head rcu;
     int refcount;               /* atomic */
     unsigned nregions;
-    VringRegion regions[];      /* sorted by base, disjoint */
-} VringTable;
+    VringRamRegion regions[];   /* sorted by base, disjoint */
+} VringRamTable;
 
 typedef struct VringMemory VringMemory;
 
@@ -83,47 +83,47 @@ void vring_memory_free(VringMemory *mem);
 /**
  * vring_memory_get_table: get a reference to the current table
  *
- * Returns: to be released with vring_table_unref()
+ * Returns: to be released with vring_ram_table_unref()
  *
  * Context: any thread
  */
-VringTable *vring_memory_get_table(VringMemory *mem);
+VringRamTable *vring_memory_get_table(VringMemory *mem);
 
 /**
  * vring_memory_is_current: is @table still the current one?
  *
  * Context: any thread
  */
-bool vring_memory_is_current(VringMemory *mem, const VringTable *table);
+bool vring_memory_is_current(VringMemory *mem, const VringRamTable *table);
 
 /**
- * vring_table_unref: the pair of vring_memory_get_table()
+ * vring_ram_table_unref: the pair of vring_memory_get_table()
  * @table: may be NULL
  *
  * Context: any thread
  */
-void vring_table_unref(VringTable *table);
+void vring_ram_table_unref(VringRamTable *table);
 
 /**
- * vring_region_is_logged: does anybody want to know of writes to a region?
+ * vring_ram_region_is_logged: does anybody want to know of writes to a region?
  *
  * To be asked after the write: whoever begins to log afterwards reads what was
- * written.  Spares vring_region_set_dirty(), which asks the same.
+ * written.  Spares vring_ram_region_set_dirty(), which asks the same.
  *
  * Context: any thread
  */
-bool vring_region_is_logged(const VringRegion *region);
+bool vring_ram_region_is_logged(const VringRamRegion *region);
 
 /**
- * vring_region_set_dirty: note that the device wrote to guest RAM
+ * vring_ram_region_set_dirty: note that the device wrote to guest RAM
  * @region: a region of a table that the caller has a reference to
  * @offset: of the first byte written, from the start of the region
  * @len: number of bytes; @offset + @len is within the region
  *
  * Context: any thread
  */
-void vring_region_set_dirty(const VringRegion *region, uint64_t offset,
-                            uint64_t len);
+void vring_ram_region_set_dirty(const VringRamRegion *region, uint64_t offset,
+                                uint64_t len);
 
 /**
  * vring_memory_read: copy from guest RAM by the general path
@@ -181,16 +181,16 @@ bool vring_memory_is_ram(VringMemory *mem, void *host);
  * Context: any thread
  */
 bool vring_memory_map_region(VringMemory *mem, hwaddr addr, hwaddr len,
-                             bool is_write, VringRegion *region);
+                             bool is_write, VringRamRegion *region);
 
 /**
  * vring_memory_unmap_region: the pair of vring_memory_map_region()
  *
- * Marks nothing dirty: see vring_region_set_dirty().
+ * Marks nothing dirty: see vring_ram_region_set_dirty().
  *
  * Context: any thread
  */
-void vring_memory_unmap_region(VringMemory *mem, VringRegion *region);
+void vring_memory_unmap_region(VringMemory *mem, VringRamRegion *region);
 
 /**
  * vring_memory_watch: learn of changes to a range behind an IOMMU
@@ -225,11 +225,11 @@ void vring_memory_unwatch(VringMemory *mem, hwaddr addr, hwaddr len);
 void vring_memory_pin(VringMemory *mem, void *host);
 
 /* Without a hint; not inline, so that the callers' common case stays short */
-const VringRegion *vring_table_search(const VringTable *table, hwaddr addr,
-                                      unsigned *hint);
+const VringRamRegion *vring_ram_table_search(const VringRamTable *table,
+                                             hwaddr addr, unsigned *hint);
 
 /**
- * vring_table_find: the region that contains a guest address
+ * vring_ram_table_find: the region that contains a guest address
  * @table: where to look
  * @addr: guest address
  * @hint: index of the region that was found last; updated when one is found
@@ -240,32 +240,33 @@ const VringRegion *vring_table_search(const VringTable *table, hwaddr addr,
  *
  * Context: any thread
  */
-static inline const VringRegion *vring_table_find(const VringTable *table,
-                                                  hwaddr addr, unsigned *hint)
+static inline const VringRamRegion *
+vring_ram_table_find(const VringRamTable *table, hwaddr addr, unsigned *hint)
 {
-    const VringRegion *region = &table->regions[*hint];
+    const VringRamRegion *region = &table->regions[*hint];
 
     if (likely(*hint < table->nregions && addr - region->base < region->size)) {
         return region;
     }
-    return vring_table_search(table, addr, hint);
+    return vring_ram_table_search(table, addr, hint);
 }
 
 /**
- * vring_table_translate: host address of a guest buffer within one region
+ * vring_ram_table_translate: host address of a guest buffer within one region
  * @table: where to look
  * @addr: guest address
  * @len: bytes, not 0
- * @hint: see vring_table_find()
+ * @hint: see vring_ram_table_find()
  *
  * Returns: NULL if the buffer is not wholly within one region
  *
  * Context: any thread
  */
-static inline void *vring_table_translate(const VringTable *table, hwaddr addr,
-                                          uint64_t len, unsigned *hint)
+static inline void *vring_ram_table_translate(const VringRamTable *table,
+                                              hwaddr addr, uint64_t len,
+                                              unsigned *hint)
 {
-    const VringRegion *region = vring_table_find(table, addr, hint);
+    const VringRamRegion *region = vring_ram_table_find(table, addr, hint);
 
     /* The subtraction cannot wrap: addr is within the region. */
     if (!region || len > region->size - (addr - region->base)) {

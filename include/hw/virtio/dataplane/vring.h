@@ -21,9 +21,9 @@
  *
  *   device
  *     VringMemory         follows the RAM of an address space
- *       VringTable        the current one; counted, never changed, replaced
+ *       VringRamTable     the current one; counted, never changed, replaced
  *                         when RAM comes or goes
- *         VringRegion     one for each stretch of RAM, with a reference to it
+ *         VringRamRegion  one for each stretch of RAM, with a reference to it
  *   queue
  *     Vring               from vring_setup() to vring_teardown()
  *       VringArea         three: where the ring itself is
@@ -89,7 +89,7 @@ typedef enum VringError {
  * element pays for a reference of its own.
  */
 typedef struct VringHold {
-    VringTable *table;
+    VringRamTable *table;
     unsigned inflight;
 } VringHold;
 
@@ -121,11 +121,11 @@ typedef struct VringBuffer {
  */
 typedef struct VringArea {
     uint8_t *host;              /* NULL: see @pages */
-    const VringRegion *region;  /* that @host is in */
+    const VringRamRegion *region;   /* that @host is in */
     hwaddr addr;                /* guest address */
     uint32_t size;              /* bytes */
     uint32_t npages;
-    VringRegion *pages;         /* each with a reference */
+    VringRamRegion *pages;      /* each with a reference */
 } VringArea;
 
 /* An element that was popped, with VIRTIO_F_IN_ORDER. */
@@ -181,7 +181,7 @@ typedef struct Vring {
     unsigned unpublished_slots; /* packed: descriptors that they take */
     unsigned unsignalled_slots; /* packed: made visible since the last check */
     unsigned inuse;             /* slots popped and not yet returned */
-    unsigned region_hint;       /* see vring_table_find() */
+    unsigned region_hint;       /* see vring_ram_table_find() */
 } Vring;
 
 /**
