@@ -92,7 +92,7 @@ static void look_in_vain(Flight *f, unsigned depth)
     for (unsigned i = 0; i < 2; i++) {
         vring_disable_notification(&f->q.vring);
         g_assert_cmpint(vring_pop(&f->q.vring, &elem, &f->q.buf), ==, 0);
-        g_assert(f->q.buf.hold == NULL);
+        g_assert(f->q.buf.ram_ref == NULL);
         if (depth == f->num) {
             /* A caller that has room for so many has no buffer to pop into. */
             g_assert_cmpint(vring_pop_full(&f->q.vring), ==, 0);

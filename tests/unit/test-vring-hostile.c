@@ -1010,7 +1010,7 @@ static void test_packed_stale_rest(void)
         g_assert_cmpint(ret, <=, 0);
         g_assert_cmpint(ret, !=, -VRING_ERR_RING_LOST);
         g_assert_cmpuint(q.vring.inuse, ==, 0);
-        g_assert(q.buf.hold == NULL);
+        g_assert(q.buf.ram_ref == NULL);
         test_queue_cleanup(&q);
     }
 }

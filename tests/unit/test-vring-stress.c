@@ -180,10 +180,10 @@ static void device_publish(Stress *s)
 /* The table may change at any moment of the device's */
 static void device_refresh(Stress *s)
 {
-    const VringHold *old = s->q.vring.hold;
+    const VringRamRef *old = s->q.vring.ram_ref;
 
     vring_refresh_memory(&s->q.vring);
-    if (s->q.vring.hold == old) {
+    if (s->q.vring.ram_ref == old) {
         s->same++;
     } else if (s->q.vring.inuse) {
         s->held_changes++;

@@ -729,7 +729,7 @@ void test_queue_fail(TestQueue *q, VringError err)
     test_memory_clean(q->mem);
     g_assert_cmpint(vring_pop(&q->vring, &elem, &q->buf), ==, -(int)err);
     g_assert_cmpuint(q->vring.inuse, ==, inuse);
-    g_assert(q->buf.hold == NULL);
+    g_assert(q->buf.ram_ref == NULL);
     g_assert(q->buf.iov == q->buf.inline_iov);
     g_assert_cmpuint(strlen(vring_error_str(err)), >, 0);
 

@@ -787,7 +787,7 @@ static void queue_pin_requests(DataPlaneQueue *q)
     for (unsigned i = 0; i < q->pool->touched; i++) {
         DataPlaneReq *slot = &q->pool->slots[i];
 
-        if (slot->buf.hold) {
+        if (slot->buf.ram_ref) {
             vring_pin(&q->vring, &slot->req.elem, &slot->buf);
         }
     }

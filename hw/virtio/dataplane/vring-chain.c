@@ -13,29 +13,29 @@
 #include "qemu/osdep.h"
 #include "vring-chain.h"
 
-/* Holds */
+/* The memory that elements point to */
 
-VringHold *vring_hold_new(VringRamTable *table)
+VringRamRef *vring_ram_ref_new(VringRamTable *table)
 {
-    VringHold *hold = g_new(VringHold, 1);
+    VringRamRef *ref = g_new(VringRamRef, 1);
 
-    hold->table = table;
-    hold->inflight = 0;
-    return hold;
+    ref->table = table;
+    ref->inflight = 0;
+    return ref;
 }
 
-void vring_hold_free(VringHold *hold)
+void vring_ram_ref_free(VringRamRef *ref)
 {
-    assert(!hold->inflight);
-    vring_ram_table_unref(hold->table);
-    g_free(hold);
+    assert(!ref->inflight);
+    vring_ram_table_unref(ref->table);
+    g_free(ref);
 }
 
 /* Buffers */
 
 void vring_buffer_init(VringBuffer *buf)
 {
-    buf->hold = NULL;
+    buf->ram_ref = NULL;
     buf->mapping = VRING_MAPPED;
     buf->capacity = VRING_INLINE_VECTORS;
     buf->iov = buf->inline_iov;
@@ -224,7 +224,7 @@ void vring_element_unmap_slow(Vring *vring, const VirtQueueElement *elem,
 
 void vring_pin(Vring *vring, const VirtQueueElement *elem, VringBuffer *buf)
 {
-    if (!buf->hold) {
+    if (!buf->ram_ref) {
         return;
     }
     for (unsigned i = 0; i < elem->out_num; i++) {
@@ -233,7 +233,7 @@ void vring_pin(Vring *vring, const VirtQueueElement *elem, VringBuffer *buf)
     for (unsigned i = 0; i < elem->in_num; i++) {
         vring_memory_pin(vring->mem, elem->in_sg[i].iov_base);
     }
-    vring_hold_put(vring, buf->hold);
-    buf->hold = NULL;
+    vring_ram_ref_put(vring, buf->ram_ref);
+    buf->ram_ref = NULL;
     buf->mapping = VRING_MAPPED;
 }

@@ -117,7 +117,7 @@ static inline int vring_enter_table(Vring *vring, VringDescTable *table,
     if (unlikely(len - 1 > UINT64_MAX - addr)) {
         return -VRING_ERR_TABLE_ADDRESS;
     }
-    table->host = vring_ram_table_translate(vring->hold->table, addr, len,
+    table->host = vring_ram_table_translate(vring->ram_ref->table, addr, len,
                                             &vring->region_hint);
     table->addr = addr;
     table->entries = len / sizeof(VringDesc);
@@ -218,7 +218,7 @@ static inline int vring_chain_add(Vring *vring, VringChain *chain, hwaddr addr,
     if (unlikely(chain->bytes > UINT32_MAX)) {
         return -VRING_ERR_LENGTH;
     }
-    host = vring_ram_table_translate(vring->hold->table, addr, len,
+    host = vring_ram_table_translate(vring->ram_ref->table, addr, len,
                                      &vring->region_hint);
     if (unlikely(!host || chain->pinned)) {
         return vring_chain_add_slow(vring, chain, addr, len, is_write);
@@ -230,6 +230,45 @@ static inline int vring_chain_add(Vring *vring, VringChain *chain, hwaddr addr,
  * vring_chain_undo: unmap a chain that turned out to be bad
  */
 void vring_chain_undo(Vring *vring, VringChain *chain);
+
+/**
+ * vring_ram_ref_new: let a Vring use a table
+ * @table: the caller's reference to it passes to the VringRamRef
+ *
+ * Pair: vring_ram_ref_free()
+ */
+VringRamRef *vring_ram_ref_new(VringRamTable *table);
+
+/**
+ * vring_ram_ref_free: the pair of vring_ram_ref_new()
+ * @ref: no element uses it
+ */
+void vring_ram_ref_free(VringRamRef *ref);
+
+/**
+ * vring_ram_ref_get: let one more element use the Vring's table
+ * Pair: vring_ram_ref_put()
+ */
+static inline VringRamRef *vring_ram_ref_get(Vring *vring)
+{
+    VringRamRef *ref = vring->ram_ref;
+
+    ref->inflight++;
+    return ref;
+}
+
+/**
+ * vring_ram_ref_put: the pair of vring_ram_ref_get()
+ *
+ * The last element frees a @ref that the Vring does not use any more.
+ */
+static inline void vring_ram_ref_put(Vring *vring, VringRamRef *ref)
+{
+    assert(ref->inflight > 0);
+    if (--ref->inflight == 0 && ref != vring->ram_ref) {
+        vring_ram_ref_free(ref);
+    }
+}
 
 /**
  * vring_chain_finish: turn a chain into an element that is in flight
@@ -254,30 +293,12 @@ static inline void vring_chain_finish(Vring *vring, VringChain *chain,
     elem->in_sg = chain->iov + chain->out_num;
 
     if (unlikely(chain->pinned)) {
-        buf->hold = NULL;
+        buf->ram_ref = NULL;
         buf->mapping = chain->mapping;
     } else {
-        buf->hold = vring->hold;
-        buf->hold->inflight++;
+        buf->ram_ref = vring_ram_ref_get(vring);
     }
     vring->inuse += ndescs;
-}
-
-/**
- * vring_hold_new: begin to use a table
- * @table: with a reference, which the hold takes over
- *
- * Pair: vring_hold_free(), when no element is in flight with it
- */
-VringHold *vring_hold_new(VringRamTable *table);
-void vring_hold_free(VringHold *hold);
-
-static inline void vring_hold_put(Vring *vring, VringHold *hold)
-{
-    assert(hold->inflight > 0);
-    if (--hold->inflight == 0 && hold != vring->hold) {
-        vring_hold_free(hold);
-    }
 }
 
 static inline void vring_element_set_dirty(Vring *vring,
@@ -304,7 +325,7 @@ static inline void vring_element_set_dirty(Vring *vring,
 }
 
 /**
- * vring_element_unmap_slow: vring_element_unmap() for what has no hold
+ * vring_element_unmap_slow: vring_element_unmap() without a VringRamRef
  */
 void vring_element_unmap_slow(Vring *vring, const VirtQueueElement *elem,
                               VringBuffer *buf);
@@ -319,14 +340,14 @@ static inline void vring_element_unmap(Vring *vring,
                                        const VirtQueueElement *elem,
                                        VringBuffer *buf)
 {
-    if (unlikely(!buf || !buf->hold)) {
+    if (unlikely(!buf || !buf->ram_ref)) {
         vring_element_unmap_slow(vring, elem, buf);
         return;
     }
     /* The request may have written before it failed or was given up. */
-    vring_element_set_dirty(vring, elem, buf->hold->table);
-    vring_hold_put(vring, buf->hold);
-    buf->hold = NULL;
+    vring_element_set_dirty(vring, elem, buf->ram_ref->table);
+    vring_ram_ref_put(vring, buf->ram_ref);
+    buf->ram_ref = NULL;
 }
 
 #endif /* HW_VIRTIO_DATAPLANE_VRING_CHAIN_H */

@@ -236,7 +236,7 @@ static void split_prefetch(Vring *vring)
     head = qatomic_read(split_avail_entry(vring, idx & vring->mask));
     if (head < vring->config.num) {
         desc = vring_desc_at(vring, head);
-        __builtin_prefetch(vring_ram_table_translate(vring->hold->table,
+        __builtin_prefetch(vring_ram_table_translate(vring->ram_ref->table,
                                                      desc->addr,
                                                      1, &vring->region_hint));
     }

@@ -69,7 +69,7 @@ static void vring_unmap_areas(Vring *vring)
 
 static bool vring_map_area(Vring *vring, VringArea *area, bool is_write)
 {
-    return vring_area_map(area, vring->mem, vring->hold->table,
+    return vring_area_map(area, vring->mem, vring->ram_ref->table,
                           &vring->region_hint, is_write);
 }
 
@@ -114,10 +114,10 @@ bool vring_open(Vring *vring, const VringConfig *config, VringMemory *mem,
         return false;
     }
 
-    vring->hold = vring_hold_new(vring_memory_get_table(mem));
+    vring->ram_ref = vring_ram_ref_new(vring_memory_get_table(mem));
     if (!vring_resolve(vring)) {
-        vring_hold_free(vring->hold);
-        vring->hold = NULL;
+        vring_ram_ref_free(vring->ram_ref);
+        vring->ram_ref = NULL;
         error_setg(errp, "the virtqueue's rings are not in guest RAM");
         return false;
     }
@@ -130,8 +130,8 @@ bool vring_open(Vring *vring, const VringConfig *config, VringMemory *mem,
 void vring_close(Vring *vring)
 {
     vring_unmap_areas(vring);
-    vring_hold_free(vring->hold);
-    vring->hold = NULL;
+    vring_ram_ref_free(vring->ram_ref);
+    vring->ram_ref = NULL;
     g_free(vring->order);
     vring->order = NULL;
 }
@@ -139,22 +139,22 @@ void vring_close(Vring *vring)
 /* Returns what it published */
 static __attribute__((noinline)) unsigned vring_change_memory(Vring *vring)
 {
-    VringHold *old = vring->hold;
+    VringRamRef *old = vring->ram_ref;
     /* The old table keeps the ring's memory: this is the last chance. */
     unsigned count = vring_publish(vring);
 
-    vring->hold = vring_hold_new(vring_memory_get_table(vring->mem));
+    vring->ram_ref = vring_ram_ref_new(vring_memory_get_table(vring->mem));
     vring->region_hint = 0;
     vring_resolve(vring);
     if (!old->inflight) {
-        vring_hold_free(old);
+        vring_ram_ref_free(old);
     }
     return count;
 }
 
 unsigned vring_refresh_memory(Vring *vring)
 {
-    if (likely(vring_memory_is_current(vring->mem, vring->hold->table))) {
+    if (likely(vring_memory_is_current(vring->mem, vring->ram_ref->table))) {
         return 0;
     }
     return vring_change_memory(vring);

@@ -28,12 +28,12 @@
  *     Vring               from vring_setup() to vring_teardown()
  *       VringArea         three: where the ring itself is
  *       VringOrder        one for each entry, with VIRTIO_F_IN_ORDER
- *       VringHold         the table that the Vring uses.  An older one lives
+ *       VringRamRef       the table that the Vring uses.  An older one lives
  *                         until the last element that was mapped by it is
  *                         given back.
  *   caller of vring_pop()
  *     VirtQueueElement
- *     VringBuffer         the element's vectors; points to the VringHold that
+ *     VringBuffer         the element's vectors; points to the VringRamRef that
  *                         keeps them alive
  *
  * A driver that breaks the rules makes vring_pop() return an error; from then
@@ -88,12 +88,12 @@ typedef enum VringError {
  * pointers into it.  Only the last element returns the table, so that no
  * element pays for a reference of its own.
  */
-typedef struct VringHold {
+typedef struct VringRamRef {
     VringRamTable *table;
     unsigned inflight;
-} VringHold;
+} VringRamRef;
 
-/* What the vectors of an element whose VringBuffer has no hold point to */
+/* What an element's vectors point to if no VringRamRef keeps that alive */
 typedef enum VringMapping {
     VRING_MAPPED,       /* guest RAM, with a reference each */
     VRING_BOUNCED,      /* same, or a copy of what is not RAM */
@@ -102,10 +102,10 @@ typedef enum VringMapping {
 
 /*
  * The memory of an element's vectors, and what keeps the guest memory that
- * they point to alive: @hold, or, if that is NULL, what @mapping says.
+ * they point to alive: @ram_ref, or, if that is NULL, what @mapping says.
  */
 typedef struct VringBuffer {
-    VringHold *hold;
+    VringRamRef *ram_ref;
     VringMapping mapping;       /* VRING_MAPPED while not in use */
     unsigned capacity;
     struct iovec *iov;
@@ -156,7 +156,7 @@ typedef struct Vring {
     VringArea desc;
     VringArea avail;            /* packed: driver event suppression */
     VringArea used;             /* packed: device event suppression */
-    VringHold *hold;
+    VringRamRef *ram_ref;
     VringMemory *mem;
     VringOrder *order;          /* by position in the ring; NULL: any order */
     VringConfig config;
@@ -362,7 +362,7 @@ void vring_unpop(Vring *vring, const VirtQueueElement *elem, VringBuffer *buf);
  */
 static inline bool vring_is_mapped(const VringBuffer *buf)
 {
-    return likely(buf->hold) || buf->mapping != VRING_UNMAPPED;
+    return likely(buf->ram_ref) || buf->mapping != VRING_UNMAPPED;
 }
 
 /**
@@ -386,7 +386,7 @@ void vring_set_bounced(const VirtQueueElement *elem, VringBuffer *buf,
  */
 static inline bool vring_is_bounced(const VringBuffer *buf)
 {
-    return unlikely(!buf->hold) && buf->mapping == VRING_BOUNCED;
+    return unlikely(!buf->ram_ref) && buf->mapping == VRING_BOUNCED;
 }
 
 /**
