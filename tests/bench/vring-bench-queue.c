@@ -85,7 +85,7 @@ typedef struct RingUsed {
 /* What a device has per request */
 typedef struct RingSlot {
     VirtQueueElement elem;
-    VringBuffer buf;
+    VringVectors buf;
 } RingSlot;
 
 struct RingQueue {
@@ -398,7 +398,7 @@ static void device_push(RingQueue *q)
 
     for (unsigned i = 0; i < q->c->batch; i++) {
         vring_push(&q->vring, &q->slots[i].elem, &q->slots[i].buf, len);
-        vring_buffer_release(&q->slots[i].buf);
+        vring_vectors_release(&q->slots[i].buf);
     }
 }
 
@@ -488,7 +488,7 @@ RingQueue *ring_queue_new(const RingCase *c)
     }
     vring_open(&q->vring, &config, q->mem, &error_abort);
     for (unsigned i = 0; i < MAX_BATCH; i++) {
-        vring_buffer_init(&q->slots[i].buf);
+        vring_vectors_init(&q->slots[i].buf);
     }
     return q;
 }

@@ -27,7 +27,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
         q.data[i - 1] ^= data[i];
     }
 
-    vring_buffer_init(&q.buf);
+    vring_vectors_init(&q.buf);
     while (vring_pop(&q.vring, &elem, &q.buf) > 0) {
         g_assert_true(q.drv.config.packed || elem.index < FUZZ_NUM);
         g_assert_cmpuint(elem.in_num + elem.out_num, <=, VIRTQUEUE_MAX_SIZE);
@@ -42,7 +42,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     vring_publish(&q.vring);
     vring_enable_notification(&q.vring);
     vring_disable_notification(&q.vring);
-    vring_buffer_release(&q.buf);
+    vring_vectors_release(&q.buf);
     fuzz_queue_close(&q);
     return 0;
 }

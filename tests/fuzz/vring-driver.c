@@ -14,14 +14,14 @@
 
 typedef struct Flight {
     VirtQueueElement elem[FUZZ_NUM];
-    VringBuffer buf[FUZZ_NUM];
+    VringVectors buf[FUZZ_NUM];
     bool used[FUZZ_NUM];
 } Flight;
 
 static void fuzz_pop(TestQueue *q, Flight *f, unsigned i)
 {
     if (!f->used[i]) {
-        vring_buffer_init(&f->buf[i]);
+        vring_vectors_init(&f->buf[i]);
         f->used[i] = vring_pop(&q->vring, &f->elem[i], &f->buf[i]) > 0;
     }
 }
@@ -35,7 +35,7 @@ static void fuzz_return(TestQueue *q, Flight *f, unsigned i, bool push)
         } else {
             vring_detach(&q->vring, &f->elem[i], &f->buf[i]);
         }
-        vring_buffer_release(&f->buf[i]);
+        vring_vectors_release(&f->buf[i]);
         f->used[i] = false;
     }
 }

@@ -3,7 +3,7 @@
  *
  * Knows where the ring counts something that ends somewhere: buffers in flight
  * and the queue's size, positions and their wrap, vectors of a chain and what a
- * VringBuffer and an element have room for, elements that are published
+ * VringVectors and an element have room for, elements that are published
  * together, and elements that outlive their Vring.  Each table has the
  * last value in front of a bound, the bound, and the first one behind it.
  *
@@ -31,7 +31,7 @@ typedef struct Flight {
     TestQueue q;
     unsigned num;
     VirtQueueElement *elem;
-    VringBuffer *buf;
+    VringVectors *buf;
 } Flight;
 
 static void flight_init(Flight *f, const TestMode *mode, unsigned num)
@@ -41,9 +41,9 @@ static void flight_init(Flight *f, const TestMode *mode, unsigned num)
     test_queue_init(&f->q, &config);
     f->num = num;
     f->elem = g_new0(VirtQueueElement, num);
-    f->buf = g_new0(VringBuffer, num);
+    f->buf = g_new0(VringVectors, num);
     for (unsigned i = 0; i < num; i++) {
-        vring_buffer_init(&f->buf[i]);
+        vring_vectors_init(&f->buf[i]);
     }
 }
 
@@ -365,7 +365,7 @@ static void run_vectors(TestQueue *q, const VectorCase *c, bool indirect)
     g_assert_cmpint(q->buf.iov == q->buf.inline_iov, ==,
                     c->vectors <= VRING_INLINE_VECTORS);
     test_queue_use(q, &elem, 1);
-    vring_buffer_release(&q->buf);
+    vring_vectors_release(&q->buf);
     g_assert(q->buf.iov == q->buf.inline_iov);
 }
 

@@ -673,7 +673,7 @@ static void hint_offer(TestQueue *q, const HintCase *c, HintWay way)
 }
 
 static void hint_pop_good(TestQueue *q, VirtQueueElement *elem,
-                          VringBuffer *buf, unsigned head)
+                          VringVectors *buf, unsigned head)
 {
     g_assert_cmpint(vring_pop(&q->vring, elem, buf), ==, 1);
     g_assert_cmpuint(elem->index, ==, head);
@@ -687,7 +687,7 @@ static void hint_pop_good(TestQueue *q, VirtQueueElement *elem,
 
 /* The entry itself is what it is, whether it was looked at before or not */
 static void hint_pop_case(TestQueue *q, const HintCase *c,
-                          VirtQueueElement *elem, VringBuffer *buf)
+                          VirtQueueElement *elem, VringVectors *buf)
 {
     int vectors = c->desc.len && !(c->desc.flags & INDIRECT);
     int ret = vring_pop(&q->vring, elem, buf);
@@ -715,13 +715,13 @@ static void run_hint(const HintCase *c, const TestMode *mode, HintWay way)
 {
     VringConfig config = test_config(mode, QUEUE_SIZE);
     VirtQueueElement elem[3];
-    VringBuffer buf[3];
+    VringVectors buf[3];
     TestQueue q;
 
     hint_queue_init(&q, &config);
     hint_offer(&q, c, way);
     for (unsigned i = 0; i < 3; i++) {
-        vring_buffer_init(&buf[i]);
+        vring_vectors_init(&buf[i]);
     }
     hint_pop_good(&q, &elem[0], &buf[0], 0);
     hint_pop_good(&q, &elem[1], &buf[1], 1);
@@ -884,13 +884,13 @@ static void test_head_offered_again(void)
 {
     VringConfig config = test_config(&test_modes[0], QUEUE_SIZE);
     VirtQueueElement elem[QUEUE_SIZE];
-    VringBuffer buf[QUEUE_SIZE];
+    VringVectors buf[QUEUE_SIZE];
     uint32_t id, len;
     TestQueue q;
 
     test_queue_init(&q, &config);
     for (unsigned i = 0; i < QUEUE_SIZE; i++) {
-        vring_buffer_init(&buf[i]);
+        vring_vectors_init(&buf[i]);
         driver_offer_buffer(&q.drv, 3, DATA_BASE, 1, true);
         g_assert_cmpint(vring_pop(&q.vring, &elem[i], &buf[i]), ==, 1);
     }
@@ -926,13 +926,13 @@ static void test_push_when_broken(void)
 {
     VringConfig config = test_config(&test_modes[1], QUEUE_SIZE);
     VirtQueueElement elem[4];
-    VringBuffer buf[4];
+    VringVectors buf[4];
     uint16_t used_idx;
     TestQueue q;
 
     test_queue_init(&q, &config);
     for (unsigned i = 0; i < 4; i++) {
-        vring_buffer_init(&buf[i]);
+        vring_vectors_init(&buf[i]);
         driver_offer_buffer(&q.drv, i, DATA_BASE, 1, true);
         g_assert_cmpint(vring_pop(&q.vring, &elem[i], &buf[i]), ==, 1);
     }
@@ -1017,10 +1017,10 @@ static void test_packed_stale_rest(void)
 
 /* Pops @n buffers of one descriptor with id @id + i * @step */
 static void packed_fill(TestQueue *q, VirtQueueElement *elem,
-                        VringBuffer *buf, unsigned n, unsigned step)
+                        VringVectors *buf, unsigned n, unsigned step)
 {
     for (unsigned i = 0; i < n; i++) {
-        vring_buffer_init(&buf[i]);
+        vring_vectors_init(&buf[i]);
         put_desc(q, i, (TestDesc) { DATA_BASE, 16, WRITE, 7 + i * step });
         g_assert_cmpint(vring_pop(&q->vring, &elem[i], &buf[i]), ==, 1);
         g_assert_cmpuint(elem[i].index, ==, 7 + i * step);
@@ -1028,7 +1028,7 @@ static void packed_fill(TestQueue *q, VirtQueueElement *elem,
 }
 
 static void packed_give_up(TestQueue *q, VirtQueueElement *elem,
-                           VringBuffer *buf, unsigned n)
+                           VringVectors *buf, unsigned n)
 {
     for (unsigned i = 0; i < n; i++) {
         vring_detach(&q->vring, &elem[i], &buf[i]);
@@ -1044,7 +1044,7 @@ static void test_packed_queue_full(void)
 {
     for (unsigned busy = 1; busy <= QUEUE_SIZE; busy++) {
         VirtQueueElement elem[QUEUE_SIZE];
-        VringBuffer buf[QUEUE_SIZE];
+        VringVectors buf[QUEUE_SIZE];
         TestQueue q;
 
         packed_queue_init(&q, QUEUE_SIZE);
@@ -1067,7 +1067,7 @@ static void test_packed_same_id(void)
         const TestMode mode = { .packed = true, .in_order = in_order };
         VringConfig config = test_config(&mode, QUEUE_SIZE);
         VirtQueueElement elem[QUEUE_SIZE];
-        VringBuffer buf[QUEUE_SIZE];
+        VringVectors buf[QUEUE_SIZE];
         TestQueue q;
 
         test_queue_init(&q, &config);
@@ -1139,7 +1139,7 @@ static void test_packed_push_when_broken(void)
     g_autoptr(GBytes) before = NULL;
     g_autoptr(GBytes) after = NULL;
     VirtQueueElement elem[4];
-    VringBuffer buf[4];
+    VringVectors buf[4];
     TestQueue q;
 
     packed_queue_init(&q, QUEUE_SIZE);

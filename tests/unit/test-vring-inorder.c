@@ -52,7 +52,7 @@ static void test_in_all_sizes(const void *opaque)
 
 typedef struct Flight {
     VirtQueueElement elem;
-    VringBuffer buf;
+    VringVectors buf;
     unsigned ndescs;
     uint32_t len;               /* to be reported as written */
     bool done;                  /* pushed, and perhaps it waits */
@@ -75,7 +75,7 @@ static void ordered_init(OrderedQueue *o, const TestMode *mode, unsigned num)
     o->room = num;
     test_queue_init(&o->q, &config);
     for (unsigned i = 0; i < MOST; i++) {
-        vring_buffer_init(&o->flights[i].buf);
+        vring_vectors_init(&o->flights[i].buf);
     }
 }
 

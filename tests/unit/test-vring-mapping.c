@@ -44,26 +44,26 @@ static VringConfig mode_config(const TestMode *mode)
 
 /* Pops a chain of the given descriptors, which is one of several if @id is */
 static void pop_chain_as(TestQueue *q, VirtQueueElement *elem,
-                         VringBuffer *buf, uint16_t id, const TestDesc *desc,
+                         VringVectors *buf, uint16_t id, const TestDesc *desc,
                          unsigned n)
 {
     driver_offer_chain(&q->drv, id, desc, n);
     g_assert_cmpint(vring_pop(&q->vring, elem, buf), ==, 1);
 }
 
-static void pop_chain(TestQueue *q, VirtQueueElement *elem, VringBuffer *buf,
+static void pop_chain(TestQueue *q, VirtQueueElement *elem, VringVectors *buf,
                       const TestDesc *desc, unsigned n)
 {
     pop_chain_as(q, elem, buf, 0, desc, n);
 }
 
 static void pop_write_buffer(TestQueue *q, VirtQueueElement *elem,
-                             VringBuffer *buf, uint16_t id, hwaddr addr,
+                             VringVectors *buf, uint16_t id, hwaddr addr,
                              uint32_t len)
 {
     const TestDesc desc = { addr, len, WRITE };
 
-    vring_buffer_init(buf);
+    vring_vectors_init(buf);
     pop_chain_as(q, elem, buf, id, &desc, 1);
 }
 
@@ -541,7 +541,7 @@ static void test_unplug_in_flight(const TestMode *mode)
 {
     VringConfig config = mode_config(mode);
     VirtQueueElement elem[2], other;
-    VringBuffer buf[2];
+    VringVectors buf[2];
     unsigned regions;
     TestQueue q;
 
@@ -580,7 +580,7 @@ static void test_many_changes(const TestMode *mode)
     static const unsigned tables[] = { 3, 2, 2, 1 };    /* 3 is current */
     VringConfig config = mode_config(mode);
     VirtQueueElement elem[4];
-    VringBuffer buf[4];
+    VringVectors buf[4];
     TestQueue q;
 
     test_queue_init(&q, &config);
@@ -726,7 +726,7 @@ static void test_ring_lost_in_flight(const TestMode *mode)
 {
     VringConfig config = mode_config(mode);
     VirtQueueElement elem[3];
-    VringBuffer buf[3];
+    VringVectors buf[3];
     TestQueue q;
 
     test_queue_init(&q, &config);
@@ -799,7 +799,7 @@ static const OrderLost order_lost[] = {
 
 /* The second one first, as that is out of its turn */
 static void push_done(TestQueue *q, const OrderLost *c, Done now,
-                      VirtQueueElement *elem, VringBuffer *buf)
+                      VirtQueueElement *elem, VringVectors *buf)
 {
     if (c->second == now) {
         vring_push(&q->vring, &elem[1], &buf[1], 512);
@@ -825,7 +825,7 @@ static void run_order_lost(const TestMode *mode, const OrderLost *c)
 {
     VringConfig config = mode_config(mode);
     VirtQueueElement elem[2];
-    VringBuffer buf[2];
+    VringVectors buf[2];
     GByteArray *contents;
     TestQueue q;
 
@@ -1016,7 +1016,7 @@ static void bounce_queue_init(TestQueue *q, const TestMode *mode)
 }
 
 static void check_unmapped(TestQueue *q, const VirtQueueElement *elem,
-                           const VringBuffer *buf)
+                           const VringVectors *buf)
 {
     g_assert_false(vring_is_mapped(buf));
     g_assert_false(vring_is_bounced(buf));
@@ -1033,7 +1033,7 @@ static void check_unmapped(TestQueue *q, const VirtQueueElement *elem,
 
 /* As the main loop does */
 static void bounce(TestQueue *q, const VirtQueueElement *elem,
-                   VringBuffer *buf, struct iovec *iov)
+                   VringVectors *buf, struct iovec *iov)
 {
     for (unsigned i = 0; i < BOUNCE_PIECES; i++) {
         hwaddr len = bounce_pieces[i].len, addr = bounce_pieces[i].addr;
@@ -1049,7 +1049,7 @@ static void bounce(TestQueue *q, const VirtQueueElement *elem,
     g_assert_true(vring_is_bounced(buf));
 }
 
-static void unbounce(TestQueue *q, VringBuffer *buf, const struct iovec *iov)
+static void unbounce(TestQueue *q, VringVectors *buf, const struct iovec *iov)
 {
     for (unsigned i = 0; i < BOUNCE_PIECES; i++) {
         vring_memory_unmap(q->mem, iov[i].iov_base, iov[i].iov_len,
@@ -1067,7 +1067,7 @@ typedef enum Bounced {
 } Bounced;
 
 static void end_bounced(TestQueue *q, const VirtQueueElement *elem,
-                        VringBuffer *buf, Bounced end)
+                        VringVectors *buf, Bounced end)
 {
     const uint64_t in_ram = 100 + 100 + 1 + 1, twice = 2;
     struct iovec iov[BOUNCE_PIECES];

@@ -239,13 +239,13 @@ static void test_on_empty_in_flight(void)
     const TestMode mode = { .event_idx = false };
     VringConfig config = test_config(&mode, QUEUE_SIZE);
     VirtQueueElement elem;
-    VringBuffer buf;
+    VringVectors buf;
     TestQueue q;
 
     config.notify_on_empty = true;
     test_queue_init(&q, &config);
     driver_set_avail_flags(&q.drv, 1);
-    vring_buffer_init(&buf);
+    vring_vectors_init(&buf);
     driver_offer_buffer(&q.drv, 7, DATA_BASE, 1, true);
     g_assert_cmpint(vring_pop(&q.vring, &elem, &buf), ==, 1);
     test_queue_use_batch(&q, 2);

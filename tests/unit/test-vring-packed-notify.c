@@ -318,10 +318,10 @@ static void test_kick_event_in_flight(void)
         notify_queue_init(&q, num, true);
         for (unsigned start = 0; start < 2 * num; start++) {
             VirtQueueElement elem[8];
-            VringBuffer buf[8];
+            VringVectors buf[8];
 
             for (unsigned i = 0; i < num; i++) {
-                vring_buffer_init(&buf[i]);
+                vring_vectors_init(&buf[i]);
                 driver_offer_buffer(&q.drv, i, DATA_BASE, 1, true);
                 g_assert_cmpint(vring_pop(&q.vring, &elem[i], &buf[i]), ==, 1);
                 g_assert_false(vring_enable_notification(&q.vring));

@@ -35,7 +35,7 @@ static const unsigned small_sizes[] = { 1, 2, 3, 5, 7, 8 };
 /* Buffers in flight, by the order in which they were popped */
 typedef struct Flight {
     VirtQueueElement elem;
-    VringBuffer buf;
+    VringVectors buf;
 } Flight;
 
 static Flight *flights_new(unsigned n)
@@ -43,7 +43,7 @@ static Flight *flights_new(unsigned n)
     Flight *flights = g_new(Flight, n);
 
     for (unsigned i = 0; i < n; i++) {
-        vring_buffer_init(&flights[i].buf);
+        vring_vectors_init(&flights[i].buf);
     }
     return flights;
 }
@@ -67,7 +67,7 @@ static void pop_nothing(TestQueue *q)
 static void push(TestQueue *q, Flight *flight, uint32_t len)
 {
     vring_push(&q->vring, &flight->elem, &flight->buf, len);
-    vring_buffer_release(&flight->buf);
+    vring_vectors_release(&flight->buf);
 }
 
 static void take(TestQueue *q, uint16_t id, uint32_t len)
@@ -148,7 +148,7 @@ static void test_raw_bytes(const void *opaque)
     TestQueue q;
 
     test_queue_init(&q, &config);
-    vring_buffer_init(&flight.buf);
+    vring_vectors_init(&flight.buf);
     for (unsigned i = 0; i < 2 * c->laps; i++) {
         test_queue_run(&q, i);
     }
@@ -244,12 +244,12 @@ static void run_list(TestQueue *q, uint16_t id, unsigned n, unsigned out,
 {
     Flight flight;
 
-    vring_buffer_init(&flight.buf);
+    vring_vectors_init(&flight.buf);
     offer_list(q, id, n, out);
     pop(q, &flight, id, n);
     test_check_long(q, &flight.elem, n, out);
     test_queue_use_buf(q, &flight.elem, &flight.buf, len);
-    vring_buffer_release(&flight.buf);
+    vring_vectors_release(&flight.buf);
 }
 
 /* covers: PACK-2, PACK-4, PACK-21, PACK-22 */
@@ -399,7 +399,7 @@ static void test_next_position_decides(void)
     vring_disable_notification(&q.vring);
     for (unsigned lap = 0; lap < 3; lap++) {
         for (unsigned i = 0; i < 4; i++) {
-            vring_buffer_init(&flight[i].buf);
+            vring_vectors_init(&flight[i].buf);
             driver_add_chain(&q.drv, i, &buffer, 1);
             /* Three of them are there, but for the first one */
             pop_nothing(&q);
@@ -451,7 +451,7 @@ static void test_ids(void)
 
     test_queue_init(&q, &config);
     for (unsigned i = 0; i < 3; i++) {
-        vring_buffer_init(&flight[i].buf);
+        vring_vectors_init(&flight[i].buf);
     }
     for (unsigned i = 0; i + 2 < ARRAY_SIZE(ids); i++) {
         for (unsigned j = 0; j < 3; j++) {
@@ -559,7 +559,7 @@ static void test_publish_batch(void)
             TestQueue q;
 
             test_queue_init(&q, &config);
-            vring_buffer_init(&flight.buf);
+            vring_vectors_init(&flight.buf);
             for (unsigned i = 0; i < start; i++) {
                 test_queue_run(&q, 500);
             }
@@ -620,7 +620,7 @@ static void test_used_length(void)
     TestQueue q;
 
     test_queue_init(&q, &config);
-    vring_buffer_init(&flight.buf);
+    vring_vectors_init(&flight.buf);
     for (unsigned i = 0; i < 4 * ARRAY_SIZE(lengths); i++) {
         driver_offer_buffer(&q.drv, 1, DATA_BASE, 512, true);
         pop(&q, &flight, 1, 1);
@@ -652,7 +652,7 @@ static void test_what_is_touched(void)
         test_memory_commit(q.mem);
         config.avail = driver_base;
         test_queue_reopen(&q, &config);
-        vring_buffer_init(&flight.buf);
+        vring_vectors_init(&flight.buf);
 
         driver_set_table(&q.drv, test_memory_host(q.mem, table_base), table,
                          ARRAY_SIZE(table));
@@ -795,7 +795,7 @@ static void test_table(const void *opaque)
     TestQueue q;
 
     test_queue_init(&q, &config);
-    vring_buffer_init(&flight.buf);
+    vring_vectors_init(&flight.buf);
     driver_set_table(&q.drv,
                      test_memory_host(q.mem, TABLE_BASE) + c->table_offset,
                      c->table, entries);
@@ -821,7 +821,7 @@ static void test_empty_descriptors(void)
     TestQueue q;
 
     test_queue_init(&q, &config);
-    vring_buffer_init(&flight.buf);
+    vring_vectors_init(&flight.buf);
     driver_offer_chain(&q.drv, 3, desc, ARRAY_SIZE(desc));
     pop(&q, &flight, 3, ARRAY_SIZE(desc));
     g_assert_cmpuint(flight.elem.out_num, ==, 1);
@@ -848,7 +848,7 @@ static void test_long_table(void)
     TestQueue q;
 
     test_queue_init(&q, &config);
-    vring_buffer_init(&flight.buf);
+    vring_vectors_init(&flight.buf);
     for (unsigned i = 0; i < ARRAY_SIZE(lengths); i++) {
         unsigned n = lengths[i], out = n / 2;
         TestDesc desc = { TABLE_BASE + 1, 16 * n, INDIRECT };
@@ -866,7 +866,7 @@ static void test_long_table(void)
         pop(&q, &flight, 63, 1);
         test_check_long(&q, &flight.elem, n, out);
         test_queue_use_buf(&q, &flight.elem, &flight.buf, 1);
-        vring_buffer_release(&flight.buf);
+        vring_vectors_release(&flight.buf);
     }
     g_free(table);
     test_queue_cleanup(&q);
@@ -935,7 +935,7 @@ static void test_dirty_lists(void)
         unsigned pos = q.drv.used_pos;
 
         for (unsigned i = 0; i < 3; i++) {
-            vring_buffer_init(&flight[i].buf);
+            vring_vectors_init(&flight[i].buf);
             offer_list(&q, i, 1 + i, 1 + i);
             pop(&q, &flight[i], i, 1 + i);
         }

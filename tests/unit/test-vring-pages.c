@@ -45,7 +45,7 @@ static void pages_init(TestQueue *q, const VringConfig *config)
     test_memory_commit(q->mem);
     driver_init(&q->drv, q->mem, config);
     vring_open(&q->vring, config, q->mem, &error_abort);
-    vring_buffer_init(&q->buf);
+    vring_vectors_init(&q->buf);
 }
 
 /* covers: PLAT-3 */
@@ -67,7 +67,7 @@ static void test_laps(const TestMode *mode)
 static void test_full_ring(const TestMode *mode)
 {
     g_autofree VirtQueueElement *elem = g_new0(VirtQueueElement, QUEUE_SIZE);
-    g_autofree VringBuffer *buf = g_new0(VringBuffer, QUEUE_SIZE);
+    g_autofree VringVectors *buf = g_new0(VringVectors, QUEUE_SIZE);
     VringConfig config = pages_config(mode);
     TestQueue q;
 
@@ -79,7 +79,7 @@ static void test_full_ring(const TestMode *mode)
             driver_offer_buffer(&q.drv, i, DATA_BASE, 16, true);
         }
         for (unsigned i = 0; i < QUEUE_SIZE; i++) {
-            vring_buffer_init(&buf[i]);
+            vring_vectors_init(&buf[i]);
             g_assert_cmpint(vring_pop(&q.vring, &elem[i], &buf[i]), ==, 1);
             g_assert_cmpuint(elem[i].index, ==, i);
         }

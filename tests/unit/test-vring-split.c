@@ -104,7 +104,7 @@ static void run_full_ring(TestQueue *q)
 {
     unsigned num = q->drv.config.num;
     VirtQueueElement *elems = g_new(VirtQueueElement, num);
-    VringBuffer *bufs = g_new(VringBuffer, num);
+    VringVectors *bufs = g_new(VringVectors, num);
     uint32_t id, len;
 
     for (unsigned i = 0; i < num; i++) {
@@ -115,14 +115,14 @@ static void run_full_ring(TestQueue *q)
     }
     driver_expose(&q->drv);
     for (unsigned i = 0; i < num; i++) {
-        vring_buffer_init(&bufs[i]);
+        vring_vectors_init(&bufs[i]);
         g_assert_cmpint(vring_pop(&q->vring, &elems[i], &bufs[i]), ==, 1);
         g_assert_cmpuint(elems[i].index, ==, i);
     }
     g_assert_cmpint(vring_pop(&q->vring, &elems[0], &bufs[0]), ==, 0);
     for (unsigned i = num; i-- > 0;) {
         vring_push(&q->vring, &elems[i], &bufs[i], i);
-        vring_buffer_release(&bufs[i]);
+        vring_vectors_release(&bufs[i]);
     }
     g_assert_cmpuint(vring_publish(&q->vring), ==, num);
     for (unsigned i = num; i-- > 0;) {
@@ -288,7 +288,7 @@ static void test_chain_lengths(const TestMode *mode)
             g_assert_cmpint(vring_pop(&q.vring, &elem, &q.buf), ==, 1);
             test_check_long(&q, &elem, lengths[i], out);
             test_queue_use(&q, &elem, 0);
-            vring_buffer_release(&q.buf);
+            vring_vectors_release(&q.buf);
         }
     }
     test_queue_cleanup(&q);
@@ -640,7 +640,7 @@ static void test_long_table(const TestMode *mode)
         g_assert_cmpuint(elem.index, ==, 63);
         test_check_long(&q, &elem, n, out);
         test_queue_use(&q, &elem, 0);
-        vring_buffer_release(&q.buf);
+        vring_vectors_release(&q.buf);
     }
     g_free(table);
     test_queue_cleanup(&q);

@@ -150,11 +150,11 @@ static uint8_t pattern(unsigned n, unsigned i)
 
 typedef struct Held {
     VirtQueueElement elem[MOST_HELD];
-    VringBuffer buf[MOST_HELD];
+    VringVectors buf[MOST_HELD];
 } Held;
 
 static void device_serve(Stress *s, const VirtQueueElement *elem,
-                         VringBuffer *buf)
+                         VringVectors *buf)
 {
     const uint32_t *in = elem->out_sg[0].iov_base;
     uint8_t *out = elem->in_sg[0].iov_base;
@@ -237,7 +237,7 @@ static void *device_thread(void *opaque)
     Held held;
 
     for (unsigned i = 0; i < MOST_HELD; i++) {
-        vring_buffer_init(&held.buf[i]);
+        vring_vectors_init(&held.buf[i]);
     }
     for (unsigned pass = 0; served < s->rounds; pass++) {
         unsigned n = device_pass(s, &held, 1 + pass % MOST_HELD);

@@ -634,12 +634,12 @@ void test_queue_init(TestQueue *q, const VringConfig *config)
     test_memory_commit(q->mem);
     driver_init(&q->drv, q->mem, config);
     vring_open(&q->vring, config, q->mem, &error_abort);
-    vring_buffer_init(&q->buf);
+    vring_vectors_init(&q->buf);
 }
 
 void test_queue_cleanup(TestQueue *q)
 {
-    vring_buffer_release(&q->buf);
+    vring_vectors_release(&q->buf);
     vring_close(&q->vring);
     driver_cleanup(&q->drv);
     test_memory_free(q->mem);
@@ -654,7 +654,7 @@ void test_queue_reopen(TestQueue *q, const VringConfig *config)
 }
 
 void test_queue_use_buf(TestQueue *q, const VirtQueueElement *elem,
-                        VringBuffer *buf, uint32_t len)
+                        VringVectors *buf, uint32_t len)
 {
     uint32_t id, used_len;
 

@@ -224,7 +224,7 @@ typedef struct TestQueue {
     VringMemory *mem;
     TestDriver drv;
     Vring vring;
-    VringBuffer buf;
+    VringVectors buf;
     uint8_t *data;              /* host address of DATA_BASE */
 } TestQueue;
 
@@ -277,7 +277,7 @@ void test_queue_use(TestQueue *q, const VirtQueueElement *elem, uint32_t len);
 
 /* Likewise for an element in a buffer of its own */
 void test_queue_use_buf(TestQueue *q, const VirtQueueElement *elem,
-                        VringBuffer *buf, uint32_t len);
+                        VringVectors *buf, uint32_t len);
 
 /**
  * test_queue_use_batch: @n buffers of one descriptor each, published together

@@ -46,7 +46,7 @@
 /* A completed request while it is kept for the main loop */
 struct DataPlaneBounced {
     VirtIOBlockReq *req;
-    VringBuffer *buf;
+    VringVectors *vecs;
     void (*release)(VirtIOBlockReq *req);   /* the request's own */
     unsigned char status;
     QSIMPLEQ_ENTRY(DataPlaneBounced) next;
@@ -230,7 +230,7 @@ static void map_stalled(DataPlaneBounce *b, DataPlaneAccess *access)
         trace_virtio_blk_data_plane_bounce_map(b->vdev, b->index, access->num,
                                                ret);
         if (ret == 0) {
-            vring_set_bounced(&b->stalled->elem, b->stalled_buf, access->iov);
+            vring_set_bounced(&b->stalled->elem, b->stalled_vecs, access->iov);
             qatomic_store_release(&b->stall, DATA_PLANE_STALL_MAPPED);
         }
         b->ops->mapped(b, ret);
@@ -240,8 +240,8 @@ static void map_stalled(DataPlaneBounce *b, DataPlaneAccess *access)
 
 static void hand_over(DataPlaneBounce *b, DataPlaneBounced *bounced)
 {
-    if (bounced->buf) {
-        vring_set_unmapped(bounced->buf);
+    if (bounced->vecs) {
+        vring_set_unmapped(bounced->vecs);
     }
     WITH_QEMU_LOCK_GUARD(&b->lock) {
         QSIMPLEQ_INSERT_TAIL(&b->unmapped, bounced, next);
@@ -342,12 +342,12 @@ static void unmapped_bh(void *opaque)
 }
 
 void data_plane_bounce_map(DataPlaneBounce *b, VirtIOBlockReq *req,
-                           VringBuffer *buf)
+                           VringVectors *vecs)
 {
     IO_CODE();
     assert(b->stall == DATA_PLANE_STALL_NONE);
     b->stalled = req;
-    b->stalled_buf = buf;
+    b->stalled_vecs = vecs;
     qatomic_store_release(&b->stall, DATA_PLANE_STALL_WAITING);
     qemu_bh_schedule(b->bh);
 }
@@ -360,13 +360,13 @@ VirtIOBlockReq *data_plane_bounce_take(DataPlaneBounce *b)
 }
 
 void data_plane_bounce_unmap(DataPlaneBounce *b, VirtIOBlockReq *req,
-                             VringBuffer *buf, unsigned char status)
+                             VringVectors *vecs, unsigned char status)
 {
     DataPlaneBounced *bounced = g_new(DataPlaneBounced, 1);
 
     IO_CODE();
     bounced->req = req;
-    bounced->buf = buf;
+    bounced->vecs = vecs;
     bounced->release = req->release;
     bounced->status = status;
     req->release = keep_request;

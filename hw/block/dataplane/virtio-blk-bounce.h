@@ -54,7 +54,7 @@ struct DataPlaneBounce {
      */
     DataPlaneStall stall;
     VirtIOBlockReq *stalled;    /* belongs to whom @stall says */
-    VringBuffer *stalled_buf;
+    VringVectors *stalled_vecs;
 
     QemuMutex lock;             /* of the two lists */
     DataPlaneBouncedList completed; /* to be unmapped */
@@ -108,12 +108,12 @@ void data_plane_bounce_finish(DataPlaneBounce *b);
 /**
  * data_plane_bounce_map: have a request mapped that was popped unmapped
  * @req: popped last; @ops->mapped() is called when it is mapped
- * @buf: what it was popped with
+ * @vecs: what it was popped with
  *
  * Context: the queue's AioContext, not stalled
  */
 void data_plane_bounce_map(DataPlaneBounce *b, VirtIOBlockReq *req,
-                           VringBuffer *buf);
+                           VringVectors *vecs);
 
 /**
  * data_plane_bounce_stall: may the queue go on?
@@ -138,12 +138,12 @@ VirtIOBlockReq *data_plane_bounce_take(DataPlaneBounce *b);
  * data_plane_bounce_unmap: have a completed request unmapped
  * @req: kept although its owner is going to free it, until
  *       @ops->unmapped() has been called
- * @buf: what it was popped with, or NULL if others have mapped it
+ * @vecs: what it was popped with, or NULL if others have mapped it
  *
  * Context: the queue's AioContext
  */
 void data_plane_bounce_unmap(DataPlaneBounce *b, VirtIOBlockReq *req,
-                             VringBuffer *buf, unsigned char status);
+                             VringVectors *vecs, unsigned char status);
 
 /**
  * data_plane_bounce_cancel: a completed request that is still mapped, or NULL

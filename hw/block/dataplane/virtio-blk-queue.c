@@ -160,7 +160,7 @@ static DataPlaneReq *pool_get(DataPlaneQueue *q)
         QSLIST_REMOVE_HEAD(&pool->free, next);
     } else if (likely(pool->touched < pool->size)) {
         slot = &pool->slots[pool->touched++];
-        vring_buffer_init(&slot->buf);
+        vring_vectors_init(&slot->vecs);
         slot->queue = q;
         slot->pool = pool;
     } else {
@@ -186,18 +186,18 @@ static void release_request(VirtIOBlockReq *req)
 {
     DataPlaneReq *slot = container_of(req, DataPlaneReq, req);
 
-    vring_buffer_release(&slot->buf);
+    vring_vectors_release(&slot->vecs);
     stat_add(&slot->queue->stats.released, 1);
     pool_put(slot);
 }
 
 /* NULL for a request that came in with a migration or from QEMU's own path */
-static VringBuffer *request_buffer(VirtIOBlockReq *req)
+static VringVectors *request_vectors(VirtIOBlockReq *req)
 {
     if (req->release != release_request) {
         return NULL;
     }
-    return &container_of(req, DataPlaneReq, req)->buf;
+    return &container_of(req, DataPlaneReq, req)->vecs;
 }
 
 /* Completion */
@@ -349,18 +349,18 @@ static uint32_t used_length(VirtIOBlockReq *req, uint32_t type,
     }
 }
 
-/* @buf: NULL if QEMU's virtqueue code has mapped the request */
+/* @vecs: NULL if QEMU's virtqueue code has mapped the request */
 static void queue_use_request(DataPlaneQueue *q, VirtIOBlockReq *req,
-                        VringBuffer *buf, unsigned char status)
+                        VringVectors *vecs, unsigned char status)
 {
     uint32_t type = request_type(req);
 
     stat_completed(q, type, status);
     if (unlikely(virtio_device_disabled(queue_vdev(q)))) {
-        vring_detach(&q->vring, &req->elem, buf);
+        vring_detach(&q->vring, &req->elem, vecs);
         return;
     }
-    vring_push(&q->vring, &req->elem, buf, used_length(req, type, status));
+    vring_push(&q->vring, &req->elem, vecs, used_length(req, type, status));
 
     /* virtio-blk.c accounts for failed requests. */
     if (status == VIRTIO_BLK_S_OK && req->acct.type != BLOCK_ACCT_NONE) {
@@ -379,9 +379,9 @@ static void queue_use_request(DataPlaneQueue *q, VirtIOBlockReq *req,
 
 /* Does it take the BQL to write what the request has read? */
 static bool request_is_bounced(DataPlaneQueue *q, const VirtIOBlockReq *req,
-                       const VringBuffer *buf)
+                       const VringVectors *vecs)
 {
-    if (likely(buf && !vring_is_bounced(buf))) {
+    if (likely(vecs && !vring_is_bounced(vecs))) {
         return false;
     }
     for (unsigned i = 0; i < req->elem.in_num; i++) {
@@ -395,13 +395,13 @@ static bool request_is_bounced(DataPlaneQueue *q, const VirtIOBlockReq *req,
 void data_plane_queue_complete(DataPlaneQueue *q, VirtIOBlockReq *req,
                                unsigned char status)
 {
-    VringBuffer *buf = request_buffer(req);
+    VringVectors *vecs = request_vectors(req);
 
     IO_CODE();
-    if (unlikely(request_is_bounced(q, req, buf))) {
-        data_plane_bounce_unmap(&q->bounce, req, buf, status);
+    if (unlikely(request_is_bounced(q, req, vecs))) {
+        data_plane_bounce_unmap(&q->bounce, req, vecs, status);
     } else {
-        queue_use_request(q, req, buf, status);
+        queue_use_request(q, req, vecs, status);
     }
 }
 
@@ -413,10 +413,10 @@ static DataPlaneQueue *queue_of_bounce(DataPlaneBounce *b)
 static void request_unmapped(DataPlaneBounce *b, VirtIOBlockReq *req,
                              unsigned char status)
 {
-    VringBuffer unmapped = { .mapping = VRING_UNMAPPED };
+    VringVectors unmapped = { .mapping = VRING_UNMAPPED };
 
-    queue_use_request(queue_of_bounce(b), req, request_buffer(req) ?: &unmapped,
-                status);
+    queue_use_request(queue_of_bounce(b), req,
+                      request_vectors(req) ?: &unmapped, status);
     virtio_blk_free_request(req);
 }
 
@@ -439,7 +439,7 @@ static const DataPlaneBounceOps bounce_ops = {
 void data_plane_queue_give_up(DataPlaneQueue *q, VirtIOBlockReq *req)
 {
     IO_CODE();
-    vring_detach(&q->vring, &req->elem, request_buffer(req));
+    vring_detach(&q->vring, &req->elem, request_vectors(req));
 }
 
 /* Submission */
@@ -474,7 +474,7 @@ static unsigned queue_pop_batch(DataPlaneQueue *q, VirtIOBlockReq **reqs,
             *err = vring_pop_full(&q->vring);
             break;
         }
-        ret = vring_pop(&q->vring, &slot->req.elem, &slot->buf);
+        ret = vring_pop(&q->vring, &slot->req.elem, &slot->vecs);
         if (ret <= 0) {
             pool_put(slot);
             *err = ret;
@@ -482,14 +482,14 @@ static unsigned queue_pop_batch(DataPlaneQueue *q, VirtIOBlockReq **reqs,
         }
         virtio_blk_init_request(q->s, q->vq, &slot->req);
         slot->req.release = release_request;
-        if (unlikely(!vring_is_mapped(&slot->buf))) {
+        if (unlikely(!vring_is_mapped(&slot->vecs))) {
             stat_add(&q->stats.popped, 1);
-            data_plane_bounce_map(&q->bounce, &slot->req, &slot->buf);
+            data_plane_bounce_map(&q->bounce, &slot->req, &slot->vecs);
             break;
         }
         prefetch_request(&slot->req.elem);
-        slot->req.spare_iov = vring_buffer_spare(&slot->buf, &slot->req.elem,
-                                                 &slot->req.spare_niov);
+        slot->req.spare_iov = vring_vectors_spare(&slot->vecs, &slot->req.elem,
+                                                  &slot->req.spare_niov);
         reqs[n] = &slot->req;
     }
     stat_add(&q->stats.popped, n);
@@ -787,8 +787,8 @@ static void queue_pin_requests(DataPlaneQueue *q)
     for (unsigned i = 0; i < q->pool->touched; i++) {
         DataPlaneReq *slot = &q->pool->slots[i];
 
-        if (slot->buf.ram_ref) {
-            vring_pin(&q->vring, &slot->req.elem, &slot->buf);
+        if (slot->vecs.ram_ref) {
+            vring_pin(&q->vring, &slot->req.elem, &slot->vecs);
         }
     }
 }
@@ -909,7 +909,7 @@ static void queue_put_back_bounced(DataPlaneQueue *q)
     VirtIOBlockReq *req = data_plane_bounce_take(&q->bounce);
 
     if (req) {
-        vring_unpop(&q->vring, &req->elem, request_buffer(req));
+        vring_unpop(&q->vring, &req->elem, request_vectors(req));
         virtio_blk_free_request(req);
     }
     while ((req = data_plane_bounce_cancel(&q->bounce))) {

@@ -33,7 +33,7 @@ typedef struct DataPlanePool DataPlanePool;
  */
 typedef struct DataPlaneReq {
     VirtIOBlockReq req;         /* first: the device knows only this part */
-    VringBuffer buf;
+    VringVectors vecs;
     DataPlaneQueue *queue;
     DataPlanePool *pool;
     QSLIST_ENTRY(DataPlaneReq) next;

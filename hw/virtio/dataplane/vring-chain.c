@@ -33,30 +33,30 @@ void vring_ram_ref_free(VringRamRef *ref)
 
 /* Buffers */
 
-void vring_buffer_init(VringBuffer *buf)
+void vring_vectors_init(VringVectors *vecs)
 {
-    buf->ram_ref = NULL;
-    buf->mapping = VRING_MAPPED;
-    buf->capacity = VRING_INLINE_VECTORS;
-    buf->iov = buf->inline_iov;
-    buf->addr = buf->inline_addr;
+    vecs->ram_ref = NULL;
+    vecs->mapping = VRING_MAPPED;
+    vecs->capacity = VRING_INLINE_VECTORS;
+    vecs->iov = vecs->inline_iov;
+    vecs->addr = vecs->inline_addr;
 }
 
-void vring_buffer_release(VringBuffer *buf)
+void vring_vectors_release(VringVectors *vecs)
 {
-    if (buf->iov != buf->inline_iov) {
-        g_free(buf->iov);
-        g_free(buf->addr);
-        vring_buffer_init(buf);
+    if (vecs->iov != vecs->inline_iov) {
+        g_free(vecs->iov);
+        g_free(vecs->addr);
+        vring_vectors_init(vecs);
     }
 }
 
-void vring_set_bounced(const VirtQueueElement *elem, VringBuffer *buf,
+void vring_set_bounced(const VirtQueueElement *elem, VringVectors *vecs,
                        const struct iovec *iov)
 {
-    assert(!vring_is_mapped(buf));
-    memcpy(buf->iov, iov, (elem->out_num + elem->in_num) * sizeof(*iov));
-    buf->mapping = VRING_BOUNCED;
+    assert(!vring_is_mapped(vecs));
+    memcpy(vecs->iov, iov, (elem->out_num + elem->in_num) * sizeof(*iov));
+    vecs->mapping = VRING_BOUNCED;
 }
 
 /* Chains */
@@ -67,7 +67,7 @@ void vring_set_bounced(const VirtQueueElement *elem, VringBuffer *buf,
  */
 int vring_chain_grow(VringChain *chain)
 {
-    VringBuffer *buf = chain->buf;
+    VringVectors *vecs = chain->vecs;
     unsigned capacity = MIN(2 * chain->capacity, VIRTQUEUE_MAX_SIZE);
 
     if (chain->num == VIRTQUEUE_MAX_SIZE) {
@@ -76,12 +76,12 @@ int vring_chain_grow(VringChain *chain)
     chain->iov = g_new(struct iovec, capacity);
     chain->addr = g_new(hwaddr, capacity);
     chain->capacity = capacity;
-    memcpy(chain->iov, buf->iov, chain->num * sizeof(*buf->iov));
-    memcpy(chain->addr, buf->addr, chain->num * sizeof(*buf->addr));
-    vring_buffer_release(buf);
-    buf->iov = chain->iov;
-    buf->addr = chain->addr;
-    buf->capacity = capacity;
+    memcpy(chain->iov, vecs->iov, chain->num * sizeof(*vecs->iov));
+    memcpy(chain->addr, vecs->addr, chain->num * sizeof(*vecs->addr));
+    vring_vectors_release(vecs);
+    vecs->iov = chain->iov;
+    vecs->addr = chain->addr;
+    vecs->capacity = capacity;
     return 0;
 }
 
@@ -156,7 +156,7 @@ int vring_chain_add_slow(Vring *vring, VringChain *chain, hwaddr addr,
 void vring_chain_undo(Vring *vring, VringChain *chain)
 {
     vring_chain_unmap(vring, chain);
-    vring_buffer_release(chain->buf);
+    vring_vectors_release(chain->vecs);
 }
 
 /* Indirect tables */
@@ -208,23 +208,23 @@ static void vring_unmap_pinned(Vring *vring, const VirtQueueElement *elem)
 }
 
 void vring_element_unmap_slow(Vring *vring, const VirtQueueElement *elem,
-                              VringBuffer *buf)
+                              VringVectors *vecs)
 {
-    if (!buf) {
+    if (!vecs) {
         vring_unmap_bounced(vring, elem);
-    } else if (buf->mapping == VRING_MAPPED) {
+    } else if (vecs->mapping == VRING_MAPPED) {
         vring_unmap_pinned(vring, elem);
     } else {
-        if (buf->mapping == VRING_BOUNCED) {
+        if (vecs->mapping == VRING_BOUNCED) {
             vring_unmap_bounced(vring, elem);
         }
-        buf->mapping = VRING_MAPPED;
+        vecs->mapping = VRING_MAPPED;
     }
 }
 
-void vring_pin(Vring *vring, const VirtQueueElement *elem, VringBuffer *buf)
+void vring_pin(Vring *vring, const VirtQueueElement *elem, VringVectors *vecs)
 {
-    if (!buf->ram_ref) {
+    if (!vecs->ram_ref) {
         return;
     }
     for (unsigned i = 0; i < elem->out_num; i++) {
@@ -233,7 +233,7 @@ void vring_pin(Vring *vring, const VirtQueueElement *elem, VringBuffer *buf)
     for (unsigned i = 0; i < elem->in_num; i++) {
         vring_memory_pin(vring->mem, elem->in_sg[i].iov_base);
     }
-    vring_ram_ref_put(vring, buf->ram_ref);
-    buf->ram_ref = NULL;
-    buf->mapping = VRING_MAPPED;
+    vring_ram_ref_put(vring, vecs->ram_ref);
+    vecs->ram_ref = NULL;
+    vecs->mapping = VRING_MAPPED;
 }

@@ -130,8 +130,8 @@ static inline int vring_enter_table(Vring *vring, VringDescTable *table,
  * that one array serves both directions.
  */
 typedef struct VringChain {
-    VringBuffer *buf;
-    struct iovec *iov;          /* those of @buf */
+    VringVectors *vecs;
+    struct iovec *iov;          /* those of @vecs */
     hwaddr *addr;
     unsigned capacity;
     unsigned num;               /* vectors */
@@ -143,14 +143,14 @@ typedef struct VringChain {
 
 /**
  * vring_chain_begin: start with an empty chain
- * @buf: initialised, not in use
+ * @vecs: initialised, not in use
  */
-static inline void vring_chain_begin(VringChain *chain, VringBuffer *buf)
+static inline void vring_chain_begin(VringChain *chain, VringVectors *vecs)
 {
-    chain->buf = buf;
-    chain->iov = buf->iov;
-    chain->addr = buf->addr;
-    chain->capacity = buf->capacity;
+    chain->vecs = vecs;
+    chain->iov = vecs->iov;
+    chain->addr = vecs->addr;
+    chain->capacity = vecs->capacity;
     chain->num = 0;
     chain->out_num = 0;
     chain->pinned = false;
@@ -279,7 +279,7 @@ static inline void vring_chain_finish(Vring *vring, VringChain *chain,
                                       VirtQueueElement *elem, unsigned id,
                                       unsigned ndescs)
 {
-    VringBuffer *buf = chain->buf;
+    VringVectors *vecs = chain->vecs;
 
     elem->index = id;
     elem->len = 0;
@@ -293,10 +293,10 @@ static inline void vring_chain_finish(Vring *vring, VringChain *chain,
     elem->in_sg = chain->iov + chain->out_num;
 
     if (unlikely(chain->pinned)) {
-        buf->ram_ref = NULL;
-        buf->mapping = chain->mapping;
+        vecs->ram_ref = NULL;
+        vecs->mapping = chain->mapping;
     } else {
-        buf->ram_ref = vring_ram_ref_get(vring);
+        vecs->ram_ref = vring_ram_ref_get(vring);
     }
     vring->inuse += ndescs;
 }
@@ -328,26 +328,26 @@ static inline void vring_element_set_dirty(Vring *vring,
  * vring_element_unmap_slow: vring_element_unmap() without a VringRamRef
  */
 void vring_element_unmap_slow(Vring *vring, const VirtQueueElement *elem,
-                              VringBuffer *buf);
+                              VringVectors *vecs);
 
 /**
  * vring_element_unmap: give the memory of a popped element back
- * @buf: what it was popped with, or NULL: QEMU's virtqueue code has mapped it
+ * @vecs: what it was popped with, or NULL: QEMU's virtqueue code has mapped it
  *
  * Inline, since every push takes it.
  */
 static inline void vring_element_unmap(Vring *vring,
                                        const VirtQueueElement *elem,
-                                       VringBuffer *buf)
+                                       VringVectors *vecs)
 {
-    if (unlikely(!buf || !buf->ram_ref)) {
-        vring_element_unmap_slow(vring, elem, buf);
+    if (unlikely(!vecs || !vecs->ram_ref)) {
+        vring_element_unmap_slow(vring, elem, vecs);
         return;
     }
     /* The request may have written before it failed or was given up. */
-    vring_element_set_dirty(vring, elem, buf->ram_ref->table);
-    vring_ram_ref_put(vring, buf->ram_ref);
-    buf->ram_ref = NULL;
+    vring_element_set_dirty(vring, elem, vecs->ram_ref->table);
+    vring_ram_ref_put(vring, vecs->ram_ref);
+    vecs->ram_ref = NULL;
 }
 
 #endif /* HW_VIRTIO_DATAPLANE_VRING_CHAIN_H */

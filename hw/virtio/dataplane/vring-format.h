@@ -18,7 +18,7 @@
 
 /* The formats; contracts are those in vring.h. */
 bool vring_split_init(Vring *vring, Error **errp);
-int vring_split_pop(Vring *vring, VirtQueueElement *elem, VringBuffer *buf);
+int vring_split_pop(Vring *vring, VirtQueueElement *elem, VringVectors *vecs);
 void vring_split_unpop(Vring *vring);
 void vring_split_push(Vring *vring, unsigned id, uint32_t len);
 void vring_split_publish(Vring *vring);
@@ -28,7 +28,7 @@ bool vring_split_enable_notification(Vring *vring);
 bool vring_split_more_avail(Vring *vring);
 
 bool vring_packed_init(Vring *vring, Error **errp);
-int vring_packed_pop(Vring *vring, VirtQueueElement *elem, VringBuffer *buf);
+int vring_packed_pop(Vring *vring, VirtQueueElement *elem, VringVectors *vecs);
 void vring_packed_unpop(Vring *vring, unsigned ndescs);
 void vring_packed_push(Vring *vring, unsigned id, unsigned ndescs,
                        uint32_t len);

@@ -204,7 +204,7 @@ static int packed_read_list(Vring *vring, uint16_t flags, VringChain *chain,
     }
 }
 
-int vring_packed_pop(Vring *vring, VirtQueueElement *elem, VringBuffer *buf)
+int vring_packed_pop(Vring *vring, VirtQueueElement *elem, VringVectors *vecs)
 {
     uint16_t flags = packed_load_flags(vring, vring->last_avail_idx);
     VringChain chain;
@@ -216,7 +216,7 @@ int vring_packed_pop(Vring *vring, VirtQueueElement *elem, VringBuffer *buf)
     }
     /* The rest of the list is read after what shows it (2.8.15) */
     smp_rmb();
-    vring_chain_begin(&chain, buf);
+    vring_chain_begin(&chain, vecs);
     ret = packed_read_list(vring, flags, &chain, &id);
     if (unlikely(ret < 0)) {
         vring_chain_undo(vring, &chain);

@@ -242,7 +242,7 @@ static void split_prefetch(Vring *vring)
     }
 }
 
-int vring_split_pop(Vring *vring, VirtQueueElement *elem, VringBuffer *buf)
+int vring_split_pop(Vring *vring, VirtQueueElement *elem, VringVectors *vecs)
 {
     VringChain chain;
     uint16_t head;
@@ -252,7 +252,7 @@ int vring_split_pop(Vring *vring, VirtQueueElement *elem, VringBuffer *buf)
     if (ret <= 0) {
         return ret;
     }
-    vring_chain_begin(&chain, buf);
+    vring_chain_begin(&chain, vecs);
     ret = split_read_chain(vring, head, &chain);
     if (unlikely(ret < 0)) {
         vring_chain_undo(vring, &chain);

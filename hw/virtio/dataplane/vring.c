@@ -265,10 +265,10 @@ int vring_pop_full(Vring *vring)
 }
 
 static inline int vring_pop_any(Vring *vring, VirtQueueElement *elem,
-                                VringBuffer *buf)
+                                VringVectors *vecs)
 {
-    int ret = vring->config.packed ? vring_packed_pop(vring, elem, buf)
-                                   : vring_split_pop(vring, elem, buf);
+    int ret = vring->config.packed ? vring_packed_pop(vring, elem, vecs)
+                                   : vring_split_pop(vring, elem, vecs);
 
     if (unlikely(ret < 0)) {
         vring->broken = true;
@@ -278,9 +278,9 @@ static inline int vring_pop_any(Vring *vring, VirtQueueElement *elem,
 
 static __attribute__((noinline)) int vring_pop_in_order(Vring *vring,
                                                         VirtQueueElement *elem,
-                                                        VringBuffer *buf)
+                                                        VringVectors *vecs)
 {
-    int ret = vring_pop_any(vring, elem, buf);
+    int ret = vring_pop_any(vring, elem, vecs);
 
     if (ret > 0) {
         vring_order_pop(vring, elem);
@@ -288,7 +288,7 @@ static __attribute__((noinline)) int vring_pop_in_order(Vring *vring,
     return ret;
 }
 
-int vring_pop(Vring *vring, VirtQueueElement *elem, VringBuffer *buf)
+int vring_pop(Vring *vring, VirtQueueElement *elem, VringVectors *vecs)
 {
     if (unlikely(vring->broken)) {
         return 0;
@@ -297,15 +297,15 @@ int vring_pop(Vring *vring, VirtQueueElement *elem, VringBuffer *buf)
         return -VRING_ERR_RING_LOST;
     }
     if (unlikely(vring->order)) {
-        return vring_pop_in_order(vring, elem, buf);
+        return vring_pop_in_order(vring, elem, vecs);
     }
-    return vring_pop_any(vring, elem, buf);
+    return vring_pop_any(vring, elem, vecs);
 }
 
-void vring_push(Vring *vring, const VirtQueueElement *elem, VringBuffer *buf,
+void vring_push(Vring *vring, const VirtQueueElement *elem, VringVectors *vecs,
                 uint32_t len)
 {
-    vring_element_unmap(vring, elem, buf);
+    vring_element_unmap(vring, elem, vecs);
     if (unlikely(vring->order)) {
         vring_order_done(vring, elem, len, false);
     } else {
@@ -313,9 +313,10 @@ void vring_push(Vring *vring, const VirtQueueElement *elem, VringBuffer *buf,
     }
 }
 
-void vring_detach(Vring *vring, const VirtQueueElement *elem, VringBuffer *buf)
+void vring_detach(Vring *vring, const VirtQueueElement *elem,
+                  VringVectors *vecs)
 {
-    vring_element_unmap(vring, elem, buf);
+    vring_element_unmap(vring, elem, vecs);
     if (unlikely(vring->order)) {
         vring_order_done(vring, elem, 0, true);
     } else {
@@ -324,9 +325,9 @@ void vring_detach(Vring *vring, const VirtQueueElement *elem, VringBuffer *buf)
     }
 }
 
-void vring_unpop(Vring *vring, const VirtQueueElement *elem, VringBuffer *buf)
+void vring_unpop(Vring *vring, const VirtQueueElement *elem, VringVectors *vecs)
 {
-    vring_element_unmap(vring, elem, buf);
+    vring_element_unmap(vring, elem, vecs);
     assert(vring->inuse >= elem->ndescs);
     vring->inuse -= elem->ndescs;
     if (vring->config.packed) {

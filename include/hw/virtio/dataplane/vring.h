@@ -33,7 +33,7 @@
  *                         given back.
  *   caller of vring_pop()
  *     VirtQueueElement
- *     VringBuffer         the element's vectors; points to the VringRamRef that
+ *     VringVectors        the element's vectors; points to the VringRamRef that
  *                         keeps them alive
  *
  * A driver that breaks the rules makes vring_pop() return an error; from then
@@ -78,8 +78,8 @@ typedef enum VringError {
 } VringError;
 
 /*
- * Vectors that a VringBuffer holds without an allocation: enough for a header,
- * a status, and 64 KiB in pages.
+ * Vectors that need no allocation: enough for a header, a status, and 64 KiB in
+ * pages.
  */
 #define VRING_INLINE_VECTORS 18
 
@@ -104,7 +104,7 @@ typedef enum VringMapping {
  * The memory of an element's vectors, and what keeps the guest memory that
  * they point to alive: @ram_ref, or, if that is NULL, what @mapping says.
  */
-typedef struct VringBuffer {
+typedef struct VringVectors {
     VringRamRef *ram_ref;
     VringMapping mapping;       /* VRING_MAPPED while not in use */
     unsigned capacity;
@@ -112,7 +112,7 @@ typedef struct VringBuffer {
     hwaddr *addr;
     struct iovec inline_iov[VRING_INLINE_VECTORS];
     hwaddr inline_addr[VRING_INLINE_VECTORS];
-} VringBuffer;
+} VringVectors;
 
 /*
  * One of the three areas of a virtqueue; what is in it is known to the format
@@ -258,39 +258,39 @@ void vring_teardown(Vring *vring, VirtIODevice *vdev, int n);
 unsigned vring_refresh_memory(Vring *vring);
 
 /**
- * vring_buffer_init: make an empty buffer
- * Pair: vring_buffer_release()
+ * vring_vectors_init: make empty vectors
+ * Pair: vring_vectors_release()
  */
-void vring_buffer_init(VringBuffer *buf);
+void vring_vectors_init(VringVectors *vecs);
 
 /**
- * vring_buffer_release: free what pop allocated; the buffer can be used again
- * @buf: not mapped any more: its element was pushed or detached
+ * vring_vectors_release: free what pop allocated; @vecs can be used again
+ * @vecs: not mapped any more: its element was pushed or detached
  */
-void vring_buffer_release(VringBuffer *buf);
+void vring_vectors_release(VringVectors *vecs);
 
 /**
- * vring_buffer_spare: vectors of a popped element's buffer that it does not use
- * @elem: popped with @buf
+ * vring_vectors_spare: vectors that a popped element does not use
+ * @elem: popped with @vecs
  * @num: set to their number
  *
- * Returns: the first of them; the caller's until vring_buffer_release()
+ * Returns: the first of them; the caller's until vring_vectors_release()
  */
-static inline struct iovec *vring_buffer_spare(const VringBuffer *buf,
-                                               const VirtQueueElement *elem,
-                                               unsigned *num)
+static inline struct iovec *vring_vectors_spare(const VringVectors *vecs,
+                                                const VirtQueueElement *elem,
+                                                unsigned *num)
 {
     unsigned used = elem->out_num + elem->in_num;
 
-    *num = buf->capacity - used;
-    return buf->iov + used;
+    *num = vecs->capacity - used;
+    return vecs->iov + used;
 }
 
 /**
  * vring_pop: take the next available buffer
  * @vring: set up
- * @elem: filled in; its vectors lie in @buf
- * @buf: initialised, not in use
+ * @elem: filled in; its vectors lie in @vecs
+ * @vecs: initialised, not in use
  *
  * Every field of guest memory is read once and checked in the copy that is
  * used.  On error nothing is held, and the Vring is broken, except that
@@ -306,7 +306,7 @@ static inline struct iovec *vring_buffer_spare(const VringBuffer *buf,
  *
  * Context: the queue's AioContext
  */
-int vring_pop(Vring *vring, VirtQueueElement *elem, VringBuffer *buf);
+int vring_pop(Vring *vring, VirtQueueElement *elem, VringVectors *vecs);
 
 /**
  * vring_pop_full: what vring_pop() would say to a caller without a buffer
@@ -322,8 +322,8 @@ int vring_pop_full(Vring *vring);
 
 /**
  * vring_push: put a used element into the ring, not yet visible to the driver
- * @elem: from vring_pop() or, with @buf NULL, mapped by QEMU's virtqueue code
- * @buf: what vring_pop() used for @elem; not mapped afterwards
+ * @elem: from vring_pop() or, with @vecs NULL, mapped by QEMU's virtqueue code
+ * @vecs: what vring_pop() used for @elem; not mapped afterwards
  * @len: bytes written from the first device-writable one on (2.7.8.2)
  *
  * All device-writable memory of @elem is marked dirty.  If the Vring is
@@ -332,7 +332,7 @@ int vring_pop_full(Vring *vring);
  *
  * Context: the queue's AioContext
  */
-void vring_push(Vring *vring, const VirtQueueElement *elem, VringBuffer *buf,
+void vring_push(Vring *vring, const VirtQueueElement *elem, VringVectors *vecs,
                 uint32_t len);
 
 /**
@@ -341,7 +341,7 @@ void vring_push(Vring *vring, const VirtQueueElement *elem, VringBuffer *buf,
  * Context: the queue's AioContext, or drained
  */
 void vring_detach(Vring *vring, const VirtQueueElement *elem,
-                  VringBuffer *buf);
+                  VringVectors *vecs);
 
 /**
  * vring_unpop: put the element that was popped last back into the ring
@@ -350,7 +350,8 @@ void vring_detach(Vring *vring, const VirtQueueElement *elem,
  *
  * Context: the queue's AioContext, or drained
  */
-void vring_unpop(Vring *vring, const VirtQueueElement *elem, VringBuffer *buf);
+void vring_unpop(Vring *vring, const VirtQueueElement *elem,
+                 VringVectors *vecs);
 
 /**
  * vring_is_mapped: do the vectors of a popped element point anywhere?
@@ -360,9 +361,9 @@ void vring_unpop(Vring *vring, const VirtQueueElement *elem, VringBuffer *buf);
  *
  * Context: any thread
  */
-static inline bool vring_is_mapped(const VringBuffer *buf)
+static inline bool vring_is_mapped(const VringVectors *vecs)
 {
-    return likely(buf->ram_ref) || buf->mapping != VRING_UNMAPPED;
+    return likely(vecs->ram_ref) || vecs->mapping != VRING_UNMAPPED;
 }
 
 /**
@@ -376,7 +377,7 @@ static inline bool vring_is_mapped(const VringBuffer *buf)
  *
  * Context: no other call for @elem meanwhile
  */
-void vring_set_bounced(const VirtQueueElement *elem, VringBuffer *buf,
+void vring_set_bounced(const VirtQueueElement *elem, VringVectors *vecs,
                        const struct iovec *iov);
 
 /**
@@ -384,9 +385,9 @@ void vring_set_bounced(const VirtQueueElement *elem, VringBuffer *buf,
  *
  * Context: any thread
  */
-static inline bool vring_is_bounced(const VringBuffer *buf)
+static inline bool vring_is_bounced(const VringVectors *vecs)
 {
-    return unlikely(!buf->ram_ref) && buf->mapping == VRING_BOUNCED;
+    return unlikely(!vecs->ram_ref) && vecs->mapping == VRING_BOUNCED;
 }
 
 /**
@@ -394,9 +395,9 @@ static inline bool vring_is_bounced(const VringBuffer *buf)
  *
  * Context: no other call for @elem meanwhile
  */
-static inline void vring_set_unmapped(VringBuffer *buf)
+static inline void vring_set_unmapped(VringVectors *vecs)
 {
-    buf->mapping = VRING_UNMAPPED;
+    vecs->mapping = VRING_UNMAPPED;
 }
 
 /**
@@ -407,7 +408,7 @@ static inline void vring_set_unmapped(VringBuffer *buf)
  *
  * Context: the queue's AioContext, or drained
  */
-void vring_pin(Vring *vring, const VirtQueueElement *elem, VringBuffer *buf);
+void vring_pin(Vring *vring, const VirtQueueElement *elem, VringVectors *vecs);
 
 /**
  * vring_publish: show the driver all that was pushed
