@@ -351,7 +351,7 @@ static uint32_t used_length(VirtIOBlockReq *req, uint32_t type,
 
 /* @vecs: NULL if QEMU's virtqueue code has mapped the request */
 static void queue_use_request(DataPlaneQueue *q, VirtIOBlockReq *req,
-                        VringVectors *vecs, unsigned char status)
+                              VringVectors *vecs, unsigned char status)
 {
     uint32_t type = request_type(req);
 
@@ -379,7 +379,7 @@ static void queue_use_request(DataPlaneQueue *q, VirtIOBlockReq *req,
 
 /* Does it take the BQL to write what the request has read? */
 static bool request_is_bounced(DataPlaneQueue *q, const VirtIOBlockReq *req,
-                       const VringVectors *vecs)
+                               const VringVectors *vecs)
 {
     if (likely(vecs && !vring_is_bounced(vecs))) {
         return false;
@@ -462,7 +462,7 @@ static void prefetch_request(const VirtQueueElement *elem)
  * Nor is anything behind a request that has to be mapped in the main loop.
  */
 static unsigned queue_pop_batch(DataPlaneQueue *q, VirtIOBlockReq **reqs,
-                             unsigned max, int *err)
+                                unsigned max, int *err)
 {
     unsigned n;
 
@@ -498,7 +498,7 @@ static unsigned queue_pop_batch(DataPlaneQueue *q, VirtIOBlockReq **reqs,
 
 /* Returns false if the device is broken; what is left has been given up then */
 static bool queue_handle_batch(DataPlaneQueue *q, VirtIOBlockReq **reqs,
-                            unsigned n, MultiReqBuffer *mrb)
+                               unsigned n, MultiReqBuffer *mrb)
 {
     unsigned i = 0;
 
@@ -533,7 +533,7 @@ static unsigned queue_handle_mapped(DataPlaneQueue *q, MultiReqBuffer *mrb)
  * was a mistake the device is broken, or is going to be.
  */
 static unsigned queue_process_ring(DataPlaneQueue *q, MultiReqBuffer *mrb,
-                              unsigned max)
+                                   unsigned max)
 {
     VirtIOBlockReq *reqs[VIRTIO_BLK_MAX_MERGE_REQS];
     unsigned total = 0, n;

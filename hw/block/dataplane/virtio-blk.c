@@ -321,12 +321,11 @@ void virtio_blk_data_plane_destroy(VirtIOBlock *s)
 
 /* Tells user and driver; no queue takes buffers any more. */
 static void plane_report_broken(VirtIOBlockDataPlane *dp, unsigned queue,
-                          const char *what)
+                                const char *what)
 {
     virtio_error(VIRTIO_DEVICE(dp->s), "virtio-blk %s: queue %u: %s; the "
                  "device stops until the guest resets it",
-                 plane_device_name(dp),
-                 queue, what);
+                 plane_device_name(dp), queue, what);
 }
 
 /*
@@ -334,7 +333,7 @@ static void plane_report_broken(VirtIOBlockDataPlane *dp, unsigned queue,
  * The main loop runs meanwhile.
  */
 static void plane_fail(VirtIOBlockDataPlane *dp, DataPlaneQueue *q,
-                        const char *what)
+                       const char *what)
 {
     VirtIODevice *vdev = VIRTIO_DEVICE(dp->s);
 

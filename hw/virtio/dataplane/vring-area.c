@@ -15,7 +15,7 @@
 /* What an IOMMU maps is contiguous at least this far. */
 #define VRING_PAGE_SIZE 4096
 
-void *vring_area_page_at(const VringArea *area, uint32_t offset,
+void *vring_area_at_slow(const VringArea *area, uint32_t offset,
                          const VringRamRegion **region)
 {
     hwaddr addr = area->addr + offset;
@@ -28,8 +28,8 @@ void *vring_area_page_at(const VringArea *area, uint32_t offset,
     return page->host + (addr - page->base);
 }
 
-void vring_area_set_dirty(const VringArea *area, uint32_t offset,
-                          uint32_t len)
+void vring_area_set_dirty_slow(const VringArea *area, uint32_t offset,
+                               uint32_t len)
 {
     while (len) {
         const VringRamRegion *region = area->region;
@@ -37,7 +37,7 @@ void vring_area_set_dirty(const VringArea *area, uint32_t offset,
         uint32_t part = len;
 
         if (unlikely(!area->host)) {
-            host = vring_area_page_at(area, offset, &region);
+            host = vring_area_at_slow(area, offset, &region);
             part = MIN(len, region->size - (host - region->host));
         }
         /* Nobody logs most of the time. */
@@ -55,8 +55,8 @@ void vring_area_set_slots_dirty(const VringArea *area, uint32_t base,
 {
     unsigned first = MIN(count, num - from);
 
-    vring_area_set_dirty(area, base + from * size, first * size);
-    vring_area_set_dirty(area, base, (count - first) * size);
+    vring_area_set_dirty_slow(area, base + from * size, first * size);
+    vring_area_set_dirty_slow(area, base, (count - first) * size);
 }
 
 void vring_area_unmap(VringArea *area, VringMemory *mem)
@@ -72,8 +72,7 @@ void vring_area_unmap(VringArea *area, VringMemory *mem)
 }
 
 /* Page by page; what is mapped at a failure is left to vring_area_unmap() */
-static bool vring_area_map_pages(VringArea *area, VringMemory *mem,
-                                 bool is_write)
+static bool area_map_pages(VringArea *area, VringMemory *mem, bool is_write)
 {
     hwaddr addr = area->addr, end = addr + area->size;
 
@@ -103,5 +102,5 @@ bool vring_area_map(VringArea *area, VringMemory *mem,
         area->region = vring_ram_table_find(table, area->addr, hint);
         return true;
     }
-    return vring_area_map_pages(area, mem, is_write);
+    return area_map_pages(area, mem, is_write);
 }

@@ -33,10 +33,10 @@ bool vring_area_map(VringArea *area, VringMemory *mem,
 void vring_area_unmap(VringArea *area, VringMemory *mem);
 
 /**
- * vring_area_page_at: vring_area_at() for an area that lies in pages
+ * vring_area_at_slow: vring_area_at() for an area that lies in pages
  * @region: set to the page, unless NULL
  */
-void *vring_area_page_at(const VringArea *area, uint32_t offset,
+void *vring_area_at_slow(const VringArea *area, uint32_t offset,
                          const VringRamRegion **region);
 
 /**
@@ -49,7 +49,7 @@ static inline void *vring_area_at(const VringArea *area, uint32_t offset)
     if (likely(area->host)) {
         return area->host + offset;
     }
-    return vring_area_page_at(area, offset, NULL);
+    return vring_area_at_slow(area, offset, NULL);
 }
 
 /**
@@ -61,10 +61,10 @@ static inline bool vring_area_is_logged(const VringArea *area)
 }
 
 /**
- * vring_area_set_dirty: vring_mark_dirty() for an area that may be logged
+ * vring_area_set_dirty_slow: vring_area_set_dirty() where writes may be logged
  */
-void vring_area_set_dirty(const VringArea *area, uint32_t offset,
-                          uint32_t len);
+void vring_area_set_dirty_slow(const VringArea *area, uint32_t offset,
+                               uint32_t len);
 
 /**
  * vring_area_set_slots_dirty: same, for slots of an array that is circular
@@ -79,15 +79,15 @@ void vring_area_set_slots_dirty(const VringArea *area, uint32_t base,
                                 unsigned count);
 
 /**
- * vring_mark_dirty: note that the device wrote to one of the ring's areas
+ * vring_area_set_dirty: note that the device wrote to one of the ring's areas
  * @offset: bytes from the start of the area
  * @len: bytes
  */
-static inline void vring_mark_dirty(const VringArea *area, uint32_t offset,
-                                    uint32_t len)
+static inline void vring_area_set_dirty(const VringArea *area, uint32_t offset,
+                                        uint32_t len)
 {
     if (unlikely(vring_area_is_logged(area))) {
-        vring_area_set_dirty(area, offset, len);
+        vring_area_set_dirty_slow(area, offset, len);
     }
 }
 

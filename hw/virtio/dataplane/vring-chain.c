@@ -86,7 +86,7 @@ int vring_chain_grow(VringChain *chain)
 }
 
 /* From now on the chain's vectors have references of their own. */
-static void vring_chain_pin(Vring *vring, VringChain *chain)
+static void chain_pin(Vring *vring, VringChain *chain)
 {
     if (chain->pinned) {
         return;
@@ -98,7 +98,7 @@ static void vring_chain_pin(Vring *vring, VringChain *chain)
     chain->mapping = VRING_MAPPED;
 }
 
-static void vring_chain_unmap(Vring *vring, VringChain *chain)
+static void chain_unmap(Vring *vring, VringChain *chain)
 {
     if (!chain->pinned || chain->mapping == VRING_UNMAPPED) {
         return;
@@ -123,7 +123,7 @@ int vring_chain_add_slow(Vring *vring, VringChain *chain, hwaddr addr,
     if (len - 1 > UINT64_MAX - addr) {
         return -VRING_ERR_ADDRESS;
     }
-    vring_chain_pin(vring, chain);
+    chain_pin(vring, chain);
 
     while (len) {
         hwaddr mapped = len;
@@ -134,7 +134,7 @@ int vring_chain_add_slow(Vring *vring, VringChain *chain, hwaddr addr,
             if (!vring->config.bounce) {
                 return -VRING_ERR_ADDRESS;
             }
-            vring_chain_unmap(vring, chain);
+            chain_unmap(vring, chain);
         } else if (chain->mapping == VRING_UNMAPPED) {
             vring_memory_unmap(vring->mem, host, mapped, false);
             host = NULL;
@@ -155,33 +155,33 @@ int vring_chain_add_slow(Vring *vring, VringChain *chain, hwaddr addr,
 
 void vring_chain_undo(Vring *vring, VringChain *chain)
 {
-    vring_chain_unmap(vring, chain);
+    chain_unmap(vring, chain);
     vring_vectors_release(chain->vecs);
 }
 
 /* Indirect tables */
 
-bool vring_fetch_desc(Vring *vring, const VringDescTable *table, unsigned i,
-                      VringDesc *desc)
+bool vring_desc_table_read_slow(Vring *vring, const VringDescTable *table,
+                                unsigned i, VringDesc *desc)
 {
     uint8_t bytes[sizeof(*desc)];
 
     if (!table->indirect) {
-        *desc = vring_copy_desc(vring_desc_at(vring, i));
+        *desc = vring_desc_copy(vring_desc_at(vring, i));
         return true;
     }
     if (!vring_memory_read(vring->mem, table->addr + i * sizeof(bytes), bytes,
                            sizeof(bytes))) {
         return false;
     }
-    *desc = vring_copy_desc(bytes);
+    *desc = vring_desc_copy(bytes);
     return true;
 }
 
 /* Giving an element's memory back */
 
 /* Copies of what is not RAM are dropped: who wants them written did that. */
-static void vring_unmap_bounced(Vring *vring, const VirtQueueElement *elem)
+static void element_unmap_bounced(Vring *vring, const VirtQueueElement *elem)
 {
     for (unsigned i = 0; i < elem->out_num; i++) {
         vring_memory_unmap(vring->mem, elem->out_sg[i].iov_base,
@@ -195,7 +195,7 @@ static void vring_unmap_bounced(Vring *vring, const VirtQueueElement *elem)
     }
 }
 
-static void vring_unmap_pinned(Vring *vring, const VirtQueueElement *elem)
+static void element_unmap_pinned(Vring *vring, const VirtQueueElement *elem)
 {
     for (unsigned i = 0; i < elem->out_num; i++) {
         vring_memory_unmap(vring->mem, elem->out_sg[i].iov_base,
@@ -211,12 +211,12 @@ void vring_element_unmap_slow(Vring *vring, const VirtQueueElement *elem,
                               VringVectors *vecs)
 {
     if (!vecs) {
-        vring_unmap_bounced(vring, elem);
+        element_unmap_bounced(vring, elem);
     } else if (vecs->mapping == VRING_MAPPED) {
-        vring_unmap_pinned(vring, elem);
+        element_unmap_pinned(vring, elem);
     } else {
         if (vecs->mapping == VRING_BOUNCED) {
-            vring_unmap_bounced(vring, elem);
+            element_unmap_bounced(vring, elem);
         }
         vecs->mapping = VRING_MAPPED;
     }

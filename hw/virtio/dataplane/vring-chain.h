@@ -43,18 +43,18 @@ typedef struct VringDesc {
 
 /* Where descriptors are read from: those of the ring or an indirect table */
 typedef struct VringDescTable {
-    const uint8_t *host;        /* NULL: see vring_fetch_desc() */
+    const uint8_t *host;        /* NULL: see vring_desc_table_read_slow() */
     hwaddr addr;
     unsigned entries;
     bool indirect;
 } VringDescTable;
 
 /**
- * vring_copy_desc: read a descriptor once
+ * vring_desc_copy: read a descriptor once
  *
  * A table may lie anywhere, so that only bytes can be relied upon.
  */
-static inline VringDesc vring_copy_desc(const void *host)
+static inline VringDesc vring_desc_copy(const void *host)
 {
     const uint8_t *bytes = host;
     VringDesc desc;
@@ -78,37 +78,38 @@ static inline VringDesc *vring_desc_at(const Vring *vring, unsigned i)
 }
 
 /**
- * vring_fetch_desc: read a descriptor that is not at table->host
+ * vring_desc_table_read_slow: read a descriptor that is not at table->host
  *
  * Returns: false if it is not in RAM
  */
-bool vring_fetch_desc(Vring *vring, const VringDescTable *table, unsigned i,
-                      VringDesc *desc);
+bool vring_desc_table_read_slow(Vring *vring, const VringDescTable *table,
+                                unsigned i, VringDesc *desc);
 
 /**
- * vring_table_desc: read entry @i of a table, in the ring's byte order
+ * vring_desc_table_read: read entry @i of a table, in the ring's byte order
  *
  * Returns: false if it is not in RAM
  */
-static inline bool vring_table_desc(Vring *vring, const VringDescTable *table,
-                                    unsigned i, VringDesc *desc)
+static inline bool vring_desc_table_read(Vring *vring,
+                                         const VringDescTable *table,
+                                         unsigned i, VringDesc *desc)
 {
     if (likely(table->host)) {
-        *desc = vring_copy_desc(table->host + i * sizeof(VringDesc));
+        *desc = vring_desc_copy(table->host + i * sizeof(VringDesc));
         return true;
     }
-    return vring_fetch_desc(vring, table, i, desc);
+    return vring_desc_table_read_slow(vring, table, i, desc);
 }
 
 /**
- * vring_enter_table: go on in an indirect table
+ * vring_desc_table_enter: go on in an indirect table
  * @table: set to the table at @addr
  * @len: its length in bytes, as the driver gave it
  *
  * Returns: 0 or a negative VringError
  */
-static inline int vring_enter_table(Vring *vring, VringDescTable *table,
-                                    hwaddr addr, uint32_t len)
+static inline int vring_desc_table_enter(Vring *vring, VringDescTable *table,
+                                         hwaddr addr, uint32_t len)
 {
     if (unlikely(!len || len % sizeof(VringDesc) ||
                  len / sizeof(VringDesc) > VRING_MAX_SIZE)) {

@@ -57,7 +57,7 @@ struct VringMemory {
 
 /* Tables */
 
-static void vring_ram_table_free(VringRamTable *table)
+static void ram_table_free(VringRamTable *table)
 {
     for (unsigned i = 0; i < table->nregions; i++) {
         memory_region_unref(table->regions[i].mr);
@@ -73,12 +73,12 @@ void vring_ram_table_unref(VringRamTable *table)
          * reference to a memory region is to be dropped with the BQL held,
          * as it is in an RCU callback.
          */
-        call_rcu(table, vring_ram_table_free, rcu);
+        call_rcu(table, ram_table_free, rcu);
     }
 }
 
 /* False if the table is already on its way out */
-static bool vring_ram_table_try_ref(VringRamTable *table)
+static bool ram_table_try_ref(VringRamTable *table)
 {
     int old = qatomic_read(&table->refcount);
 
@@ -101,7 +101,7 @@ VringRamTable *vring_memory_get_table(VringMemory *mem)
         VringRamTable *table = qatomic_rcu_read(&mem->table);
 
         /* Fails only if a newer table has been published meanwhile */
-        if (vring_ram_table_try_ref(table)) {
+        if (ram_table_try_ref(table)) {
             return table;
         }
     }
@@ -124,21 +124,21 @@ void vring_ram_region_set_dirty(const VringRamRegion *region, uint64_t offset,
                                            region->mr_offset + offset, len);
 }
 
-static gint vring_ram_region_compare(gconstpointer a, gconstpointer b)
+static gint ram_region_compare(gconstpointer a, gconstpointer b)
 {
     const VringRamRegion *ra = a, *rb = b;
 
     return ra->base < rb->base ? -1 : ra->base > rb->base;
 }
 
-static void vring_memory_publish(VringMemory *mem)
+static void mem_publish_table(VringMemory *mem)
 {
     unsigned n = mem->regions->len;
     VringRamTable *old = mem->table;
     VringRamTable *table = g_malloc0(sizeof(*table) +
                                      n * sizeof(table->regions[0]));
 
-    g_array_sort(mem->regions, vring_ram_region_compare);
+    g_array_sort(mem->regions, ram_region_compare);
     table->refcount = 1;
     table->nregions = n;
     for (unsigned i = 0; i < n; i++) {
@@ -153,8 +153,7 @@ static void vring_memory_publish(VringMemory *mem)
 
 /* IOMMUs */
 
-static bool vring_memory_is_watched(VringMemory *mem, hwaddr first,
-                                    hwaddr last)
+static bool mem_is_watched(VringMemory *mem, hwaddr first, hwaddr last)
 {
     for (unsigned i = 0; i < mem->watches->len; i++) {
         VringWatch *watch = &g_array_index(mem->watches, VringWatch, i);
@@ -167,7 +166,7 @@ static bool vring_memory_is_watched(VringMemory *mem, hwaddr first,
 }
 
 /* Context: BQL held, in the middle of the IOMMU's own work */
-static void vring_iommu_unmap(IOMMUNotifier *notifier, IOMMUTLBEntry *entry)
+static void iommu_notify_unmap(IOMMUNotifier *notifier, IOMMUTLBEntry *entry)
 {
     VringIOMMU *iommu = container_of(notifier, VringIOMMU, notifier);
     VringMemory *mem = iommu->mem;
@@ -180,9 +179,8 @@ static void vring_iommu_unmap(IOMMUNotifier *notifier, IOMMUTLBEntry *entry)
     }
     last = MIN(last, iommu->last);
     if (first <= last &&
-        vring_memory_is_watched(mem, iommu->base + first,
-                                iommu->base + last)) {
-        vring_memory_publish(mem);
+        mem_is_watched(mem, iommu->base + first, iommu->base + last)) {
+        mem_publish_table(mem);
         mem->changed(mem->opaque);
     }
 }
@@ -195,7 +193,7 @@ static void vring_iommu_unmap(IOMMUNotifier *notifier, IOMMUTLBEntry *entry)
  * A device IOTLB needs no other kind of notifier: a guest invalidates the
  * IOMMU's own cache first, and this is reported.
  */
-static void vring_iommu_add(VringMemory *mem, MemoryRegionSection *section)
+static void iommu_add(VringMemory *mem, MemoryRegionSection *section)
 {
     IOMMUMemoryRegion *iommu_mr = IOMMU_MEMORY_REGION(section->mr);
     VringIOMMU *iommu = g_new0(VringIOMMU, 1);
@@ -209,7 +207,7 @@ static void vring_iommu_add(VringMemory *mem, MemoryRegionSection *section)
     iommu->last = iommu->first +
                   int128_get64(int128_sub(section->size, int128_one()));
     memory_region_ref(iommu->mr);
-    iommu_notifier_init(&iommu->notifier, vring_iommu_unmap,
+    iommu_notifier_init(&iommu->notifier, iommu_notify_unmap,
                         IOMMU_NOTIFIER_UNMAP, 0, HWADDR_MAX,
                         memory_region_iommu_attrs_to_index(iommu_mr,
                             MEMTXATTRS_UNSPECIFIED));
@@ -225,7 +223,7 @@ static void vring_iommu_add(VringMemory *mem, MemoryRegionSection *section)
     g_ptr_array_add(mem->iommus, iommu);
 }
 
-static void vring_iommu_free(void *opaque)
+static void iommu_free(void *opaque)
 {
     VringIOMMU *iommu = opaque;
 
@@ -234,7 +232,7 @@ static void vring_iommu_free(void *opaque)
     g_free(iommu);
 }
 
-static void vring_iommu_del(VringMemory *mem, MemoryRegionSection *section)
+static void iommu_del(VringMemory *mem, MemoryRegionSection *section)
 {
     for (unsigned i = 0; i < mem->iommus->len; i++) {
         VringIOMMU *iommu = g_ptr_array_index(mem->iommus, i);
@@ -270,24 +268,24 @@ void vring_memory_unwatch(VringMemory *mem, hwaddr addr, hwaddr len)
 /* The listener */
 
 /* RAM that the device can read and write through a host pointer at any time */
-static bool vring_memory_serves(const MemoryRegionSection *section)
+static bool mem_serves_section(const MemoryRegionSection *section)
 {
     return !section->readonly &&
            memory_access_is_direct(section->mr, true, MEMTXATTRS_UNSPECIFIED);
 }
 
-static void vring_memory_region_add(MemoryListener *listener,
-                                    MemoryRegionSection *section)
+static void listener_region_add(MemoryListener *listener,
+                                MemoryRegionSection *section)
 {
     VringMemory *mem = container_of(listener, VringMemory, listener);
     VringRamRegion region;
 
     if (memory_region_is_iommu(section->mr)) {
-        vring_iommu_add(mem, section);
+        iommu_add(mem, section);
         mem->dirty = true;
         return;
     }
-    if (!vring_memory_serves(section)) {
+    if (!mem_serves_section(section)) {
         return;
     }
     region = (VringRamRegion) {
@@ -302,17 +300,17 @@ static void vring_memory_region_add(MemoryListener *listener,
     mem->dirty = true;
 }
 
-static void vring_memory_region_del(MemoryListener *listener,
-                                    MemoryRegionSection *section)
+static void listener_region_del(MemoryListener *listener,
+                                MemoryRegionSection *section)
 {
     VringMemory *mem = container_of(listener, VringMemory, listener);
 
     if (memory_region_is_iommu(section->mr)) {
-        vring_iommu_del(mem, section);
+        iommu_del(mem, section);
         mem->dirty = true;
         return;
     }
-    if (!vring_memory_serves(section)) {
+    if (!mem_serves_section(section)) {
         return;
     }
     for (unsigned i = 0; i < mem->regions->len; i++) {
@@ -328,13 +326,13 @@ static void vring_memory_region_del(MemoryListener *listener,
     }
 }
 
-static void vring_memory_commit(MemoryListener *listener)
+static void listener_commit(MemoryListener *listener)
 {
     VringMemory *mem = container_of(listener, VringMemory, listener);
 
     /* The first table is published by vring_memory_new(). */
     if (mem->dirty && mem->table) {
-        vring_memory_publish(mem);
+        mem_publish_table(mem);
         mem->changed(mem->opaque);
     }
 }
@@ -349,16 +347,16 @@ VringMemory *vring_memory_new(AddressSpace *as, VringMemoryChangeFunc *changed,
     mem->changed = changed;
     mem->opaque = opaque;
     mem->regions = g_array_new(FALSE, FALSE, sizeof(VringRamRegion));
-    mem->iommus = g_ptr_array_new_with_free_func(vring_iommu_free);
+    mem->iommus = g_ptr_array_new_with_free_func(iommu_free);
     mem->watches = g_array_new(FALSE, FALSE, sizeof(VringWatch));
     mem->listener = (MemoryListener) {
         .name = "vring",
-        .region_add = vring_memory_region_add,
-        .region_del = vring_memory_region_del,
-        .commit = vring_memory_commit,
+        .region_add = listener_region_add,
+        .region_del = listener_region_del,
+        .commit = listener_commit,
     };
     memory_listener_register(&mem->listener, as);
-    vring_memory_publish(mem);
+    mem_publish_table(mem);
     return mem;
 }
 
@@ -387,8 +385,8 @@ void vring_memory_free(VringMemory *mem)
  * Finds RAM and nothing else.  Returns NULL, or a host pointer that is valid
  * until the RCU read lock is released, with @len cut to what is contiguous.
  */
-static void *vring_memory_find(VringMemory *mem, hwaddr addr, hwaddr *len,
-                               bool is_write, MemoryRegion **mr)
+static void *mem_find_ram(VringMemory *mem, hwaddr addr, hwaddr *len,
+                          bool is_write, MemoryRegion **mr)
 {
     hwaddr offset;
 
@@ -407,7 +405,7 @@ bool vring_memory_read(VringMemory *mem, hwaddr addr, void *buf, size_t len)
     while (len) {
         hwaddr part = len;
         MemoryRegion *mr;
-        void *host = vring_memory_find(mem, addr, &part, false, &mr);
+        void *host = mem_find_ram(mem, addr, &part, false, &mr);
 
         if (!host) {
             return false;
@@ -425,7 +423,7 @@ void *vring_memory_map(VringMemory *mem, hwaddr addr, hwaddr *len,
 {
     RCU_READ_LOCK_GUARD();
     MemoryRegion *mr;
-    void *host = vring_memory_find(mem, addr, len, is_write, &mr);
+    void *host = mem_find_ram(mem, addr, len, is_write, &mr);
 
     if (host) {
         memory_region_ref(mr);

@@ -136,8 +136,8 @@ static void packed_load_desc(const Vring *vring, unsigned pos,
  * All of a table's entries are part of the buffer, and of their flags only
  * WRITE means something (2.8.7, 2.8.19).
  */
-static int packed_read_table(Vring *vring, hwaddr addr, uint32_t len,
-                             VringChain *chain)
+static int packed_read_desc_table(Vring *vring, hwaddr addr, uint32_t len,
+                                  VringChain *chain)
 {
     VringDescTable table;
     int ret;
@@ -145,11 +145,11 @@ static int packed_read_table(Vring *vring, hwaddr addr, uint32_t len,
     if (!vring->config.indirect) {
         return -VRING_ERR_INDIRECT_FEATURE;
     }
-    ret = vring_enter_table(vring, &table, addr, len);
+    ret = vring_desc_table_enter(vring, &table, addr, len);
     for (unsigned i = 0; ret == 0 && i < table.entries; i++) {
         VringDesc desc;
 
-        if (unlikely(!vring_table_desc(vring, &table, i, &desc))) {
+        if (unlikely(!vring_desc_table_read(vring, &table, i, &desc))) {
             return -VRING_ERR_TABLE_ADDRESS;
         }
         packed_swap_desc(vring, &desc);
@@ -184,7 +184,7 @@ static int packed_read_list(Vring *vring, uint16_t flags, VringChain *chain,
             ret = vring_chain_add(vring, chain, desc.addr, desc.len,
                                   flags & VRING_DESC_WRITE);
         } else if (likely(n == 1 && !(flags & VRING_DESC_NEXT))) {
-            ret = packed_read_table(vring, desc.addr, desc.len, chain);
+            ret = packed_read_desc_table(vring, desc.addr, desc.len, chain);
         } else {
             ret = -VRING_ERR_INDIRECT_NEXT;
         }
@@ -342,7 +342,7 @@ static void packed_set_event_flags(Vring *vring, uint16_t flags)
 
     vring_store16(vring->swap, &event->flags, flags);
     vring->event_flags = flags;
-    vring_mark_dirty(&vring->used, 0, sizeof(*event));
+    vring_area_set_dirty(&vring->used, 0, sizeof(*event));
 }
 
 void vring_packed_disable_notification(Vring *vring)

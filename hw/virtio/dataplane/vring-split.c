@@ -155,8 +155,8 @@ static void split_swap_desc(VringDesc *desc)
 }
 
 /* Goes on in the indirect table that @desc points to (2.7.5.3) */
-static int split_enter_table(Vring *vring, VringDesc desc,
-                             VringDescTable *table)
+static int split_enter_desc_table(Vring *vring, VringDesc desc,
+                                  VringDescTable *table)
 {
     if (!vring->config.indirect) {
         return -VRING_ERR_INDIRECT_FEATURE;
@@ -167,7 +167,7 @@ static int split_enter_table(Vring *vring, VringDesc desc,
     if (desc.flags & VRING_DESC_NEXT) {
         return -VRING_ERR_INDIRECT_NEXT;
     }
-    return vring_enter_table(vring, table, desc.addr, desc.len);
+    return vring_desc_table_enter(vring, table, desc.addr, desc.len);
 }
 
 /* Follows the chain from @head; returns 0 or a negative VringError */
@@ -187,14 +187,14 @@ static int split_read_chain(Vring *vring, uint16_t head, VringChain *chain)
         if (unlikely(steps++ == table.entries)) {
             return -VRING_ERR_LOOP;
         }
-        if (unlikely(!vring_table_desc(vring, &table, i, &desc))) {
+        if (unlikely(!vring_desc_table_read(vring, &table, i, &desc))) {
             return -VRING_ERR_TABLE_ADDRESS;
         }
         if (unlikely(vring->swap)) {
             split_swap_desc(&desc);
         }
         if (desc.flags & VRING_DESC_INDIRECT) {
-            ret = split_enter_table(vring, desc, &table);
+            ret = split_enter_desc_table(vring, desc, &table);
             if (unlikely(ret < 0)) {
                 return ret;
             }
@@ -286,7 +286,7 @@ void vring_split_push(Vring *vring, unsigned id, uint32_t len)
     vring->used_idx++;
 }
 
-static void split_mark_published(Vring *vring)
+static void split_set_published_dirty(Vring *vring)
 {
     unsigned count = vring->unpublished;
 
@@ -296,8 +296,8 @@ static void split_mark_published(Vring *vring)
     vring_area_set_slots_dirty(&vring->used, split_used_offset(0),
                                sizeof(VringUsedElement), vring->config.num,
                                (vring->used_idx - count) & vring->mask, count);
-    vring_area_set_dirty(&vring->used, offsetof(VringUsed, idx),
-                         sizeof(uint16_t));
+    vring_area_set_dirty_slow(&vring->used, offsetof(VringUsed, idx),
+                              sizeof(uint16_t));
 }
 
 void vring_split_publish(Vring *vring)
@@ -307,7 +307,7 @@ void vring_split_publish(Vring *vring)
     vring_store16(vring->swap,
                   vring_area_at(&vring->used, offsetof(VringUsed, idx)),
                   vring->used_idx);
-    split_mark_published(vring);
+    split_set_published_dirty(vring);
 }
 
 /* Notifications */
@@ -344,8 +344,8 @@ static void split_set_used_flags(Vring *vring, uint16_t flags)
     vring_store16(vring->swap,
                   vring_area_at(&vring->used, offsetof(VringUsed, flags)),
                   flags);
-    vring_mark_dirty(&vring->used, offsetof(VringUsed, flags),
-                     sizeof(uint16_t));
+    vring_area_set_dirty(&vring->used, offsetof(VringUsed, flags),
+                         sizeof(uint16_t));
 }
 
 void vring_split_disable_notification(Vring *vring)
@@ -366,7 +366,7 @@ bool vring_split_enable_notification(Vring *vring)
 
         vring_store16(vring->swap, vring_area_at(&vring->used, offset),
                       vring->last_avail_idx);
-        vring_mark_dirty(&vring->used, offset, sizeof(uint16_t));
+        vring_area_set_dirty(&vring->used, offset, sizeof(uint16_t));
     } else {
         split_set_used_flags(vring, 0);
     }

@@ -19,14 +19,14 @@
 #include "hw/virtio/virtio.h"
 #include "hw/virtio/dataplane/vring.h"
 
-static void vring_watch(const Vring *vring)
+static void ring_watch_areas(const Vring *vring)
 {
     vring_memory_watch(vring->mem, vring->desc.addr, vring->desc.size);
     vring_memory_watch(vring->mem, vring->avail.addr, vring->avail.size);
     vring_memory_watch(vring->mem, vring->used.addr, vring->used.size);
 }
 
-static void vring_unwatch(const Vring *vring)
+static void ring_unwatch_areas(const Vring *vring)
 {
     vring_memory_unwatch(vring->mem, vring->desc.addr, vring->desc.size);
     vring_memory_unwatch(vring->mem, vring->avail.addr, vring->avail.size);
@@ -38,7 +38,7 @@ static void vring_unwatch(const Vring *vring)
  * flight, unless they came from another host: the migration stream has none of
  * it.
  */
-static bool vring_take_order(Vring *vring, const VirtQueueElement *used_elems)
+static bool order_take(Vring *vring, const VirtQueueElement *used_elems)
 {
     unsigned num = vring->config.num;
     unsigned ndescs;
@@ -52,7 +52,7 @@ static bool vring_take_order(Vring *vring, const VirtQueueElement *used_elems)
         if (!ndescs || ndescs > vring->inuse - slots) {
             return false;
         }
-        vring->order[pos] = (VringOrder) {
+        vring->order[pos] = (VringOrderEntry) {
             .id = elem->index,
             .ndescs = ndescs,
             .len = elem->len,
@@ -62,11 +62,10 @@ static bool vring_take_order(Vring *vring, const VirtQueueElement *used_elems)
     return true;
 }
 
-static void vring_return_order(const Vring *vring,
-                               VirtQueueElement *used_elems)
+static void order_return(const Vring *vring, VirtQueueElement *used_elems)
 {
     for (unsigned i = 0; i < vring->config.num; i++) {
-        const VringOrder *order = &vring->order[i];
+        const VringOrderEntry *order = &vring->order[i];
 
         used_elems[i].index = order->id;
         used_elems[i].ndescs = order->ndescs;
@@ -76,8 +75,7 @@ static void vring_return_order(const Vring *vring,
 }
 
 /* A driver may change the size of a queue that it uses, which none should. */
-static bool vring_state_fits(const Vring *vring,
-                             const VirtQueueRingState *state)
+static bool state_fits(const Vring *vring, const VirtQueueRingState *state)
 {
     unsigned num = vring->config.num;
 
@@ -86,8 +84,8 @@ static bool vring_state_fits(const Vring *vring,
             (state->last_avail_idx < num && state->used_idx < num));
 }
 
-static bool vring_take_state(Vring *vring, const VirtQueueRingState *state,
-                             Error **errp)
+static bool state_take(Vring *vring, const VirtQueueRingState *state,
+                       Error **errp)
 {
     vring->last_avail_idx = state->last_avail_idx;
     vring->shadow_avail_idx = state->last_avail_idx;
@@ -100,7 +98,7 @@ static bool vring_take_state(Vring *vring, const VirtQueueRingState *state,
     /* In a packed ring it is valid for one lap only. */
     vring->unsignalled_slots = state->used_idx - state->signalled_used;
 
-    if (vring->order && !vring_take_order(vring, state->used_elems)) {
+    if (vring->order && !order_take(vring, state->used_elems)) {
         error_setg(errp, "the order of requests in flight is not known "
                    "(VIRTIO_F_IN_ORDER)");
         return false;
@@ -142,22 +140,22 @@ bool vring_setup(Vring *vring, VirtIODevice *vdev, int n, VringMemory *mem,
         return false;
     }
     virtio_queue_get_ring_state(virtio_get_queue(vdev, n), &state);
-    if (!vring_state_fits(vring, &state)) {
+    if (!state_fits(vring, &state)) {
         error_setg(errp, "the size of the virtqueue was changed in use");
         vdev->broken = true;
         vring_close(vring);
         return false;
     }
-    if (!vring_take_state(vring, &state, errp)) {
+    if (!state_take(vring, &state, errp)) {
         vring_close(vring);
         return false;
     }
-    vring_watch(vring);
+    ring_watch_areas(vring);
     return true;
 }
 
 /* Where the driver was considered last, if that is in this lap of the ring */
-static void vring_return_signalled(const Vring *vring,
+static void state_return_signalled(const Vring *vring,
                                    VirtQueueRingState *state)
 {
     if (vring->config.packed) {
@@ -170,6 +168,19 @@ static void vring_return_signalled(const Vring *vring,
     }
 }
 
+static void state_return(const Vring *vring, VirtQueueRingState *state)
+{
+    if (vring->order) {
+        order_return(vring, state->used_elems);
+    }
+    state->last_avail_idx = vring->last_avail_idx;
+    state->last_avail_wrap_counter = vring->avail_wrap;
+    state->used_idx = vring->used_idx;
+    state->used_wrap_counter = vring->used_wrap;
+    state->inuse = vring->inuse;
+    state_return_signalled(vring, state);
+}
+
 void vring_teardown(Vring *vring, VirtIODevice *vdev, int n)
 {
     VirtQueue *vq = virtio_get_queue(vdev, n);
@@ -177,16 +188,8 @@ void vring_teardown(Vring *vring, VirtIODevice *vdev, int n)
 
     assert(bql_locked());
     virtio_queue_get_ring_state(vq, &state);
-    if (vring->order) {
-        vring_return_order(vring, state.used_elems);
-    }
-    state.last_avail_idx = vring->last_avail_idx;
-    state.last_avail_wrap_counter = vring->avail_wrap;
-    state.used_idx = vring->used_idx;
-    state.used_wrap_counter = vring->used_wrap;
-    state.inuse = vring->inuse;
-    vring_return_signalled(vring, &state);
+    state_return(vring, &state);
     virtio_queue_set_ring_state(vq, &state);
-    vring_unwatch(vring);
+    ring_unwatch_areas(vring);
     vring_close(vring);
 }

@@ -60,30 +60,30 @@ const char *vring_error_str(VringError err)
 
 /* The ring's areas */
 
-static void vring_unmap_areas(Vring *vring)
+static void ring_unmap_areas(Vring *vring)
 {
     vring_area_unmap(&vring->desc, vring->mem);
     vring_area_unmap(&vring->avail, vring->mem);
     vring_area_unmap(&vring->used, vring->mem);
 }
 
-static bool vring_map_area(Vring *vring, VringArea *area, bool is_write)
+static bool ring_map_area(Vring *vring, VringArea *area, bool is_write)
 {
     return vring_area_map(area, vring->mem, vring->ram_ref->table,
                           &vring->region_hint, is_write);
 }
 
 /* Finds the ring's areas anew.  They are lost together. */
-static bool vring_resolve(Vring *vring)
+static bool ring_remap_areas(Vring *vring)
 {
     bool found;
 
-    vring_unmap_areas(vring);
-    found = vring_map_area(vring, &vring->desc, vring->config.packed) &&
-            vring_map_area(vring, &vring->avail, false) &&
-            vring_map_area(vring, &vring->used, true);
+    ring_unmap_areas(vring);
+    found = ring_map_area(vring, &vring->desc, vring->config.packed) &&
+            ring_map_area(vring, &vring->avail, false) &&
+            ring_map_area(vring, &vring->used, true);
     if (!found) {
-        vring_unmap_areas(vring);
+        ring_unmap_areas(vring);
     }
     qatomic_set(&vring->lost, !found);
     /* What stands in memory that has returned is not known. */
@@ -93,7 +93,7 @@ static bool vring_resolve(Vring *vring)
 
 /* Life */
 
-static bool vring_init_format(Vring *vring, Error **errp)
+static bool ring_init_format(Vring *vring, Error **errp)
 {
     return vring->config.packed ? vring_packed_init(vring, errp)
                                 : vring_split_init(vring, errp);
@@ -110,26 +110,26 @@ bool vring_open(Vring *vring, const VringConfig *config, VringMemory *mem,
         .used.addr = config->used,
         .mem = mem,
     };
-    if (!vring_init_format(vring, errp)) {
+    if (!ring_init_format(vring, errp)) {
         return false;
     }
 
     vring->ram_ref = vring_ram_ref_new(vring_memory_get_table(mem));
-    if (!vring_resolve(vring)) {
+    if (!ring_remap_areas(vring)) {
         vring_ram_ref_free(vring->ram_ref);
         vring->ram_ref = NULL;
         error_setg(errp, "the virtqueue's rings are not in guest RAM");
         return false;
     }
     if (config->in_order) {
-        vring->order = g_new0(VringOrder, config->num);
+        vring->order = g_new0(VringOrderEntry, config->num);
     }
     return true;
 }
 
 void vring_close(Vring *vring)
 {
-    vring_unmap_areas(vring);
+    ring_unmap_areas(vring);
     vring_ram_ref_free(vring->ram_ref);
     vring->ram_ref = NULL;
     g_free(vring->order);
@@ -137,7 +137,7 @@ void vring_close(Vring *vring)
 }
 
 /* Returns what it published */
-static __attribute__((noinline)) unsigned vring_change_memory(Vring *vring)
+static __attribute__((noinline)) unsigned ring_change_memory(Vring *vring)
 {
     VringRamRef *old = vring->ram_ref;
     /* The old table keeps the ring's memory: this is the last chance. */
@@ -145,7 +145,7 @@ static __attribute__((noinline)) unsigned vring_change_memory(Vring *vring)
 
     vring->ram_ref = vring_ram_ref_new(vring_memory_get_table(vring->mem));
     vring->region_hint = 0;
-    vring_resolve(vring);
+    ring_remap_areas(vring);
     if (!old->inflight) {
         vring_ram_ref_free(old);
     }
@@ -157,12 +157,12 @@ unsigned vring_refresh_memory(Vring *vring)
     if (likely(vring_memory_is_current(vring->mem, vring->ram_ref->table))) {
         return 0;
     }
-    return vring_change_memory(vring);
+    return ring_change_memory(vring);
 }
 
 /* Puts a used element into the ring, unless the driver is not to see it */
-static inline void vring_put_used(Vring *vring, unsigned id, unsigned ndescs,
-                           uint32_t len)
+static inline void ring_put_used(Vring *vring, unsigned id, unsigned ndescs,
+                                 uint32_t len)
 {
     assert(vring->inuse >= ndescs);
     vring->inuse -= ndescs;
@@ -180,18 +180,18 @@ static inline void vring_put_used(Vring *vring, unsigned id, unsigned ndescs,
 
 /* VIRTIO_F_IN_ORDER (2.7.9, 2.8.8) */
 
-static VringOrder *vring_order_at(Vring *vring, unsigned pos)
+static VringOrderEntry *order_at(Vring *vring, unsigned pos)
 {
     /* Split positions count on beyond the ring, packed ones do not. */
     return &vring->order[pos % vring->config.num];
 }
 
 /* @elem was popped last */
-static void vring_order_pop(Vring *vring, const VirtQueueElement *elem)
+static void order_append(Vring *vring, const VirtQueueElement *elem)
 {
     unsigned pos = vring->last_avail_idx + vring->config.num - elem->ndescs;
 
-    *vring_order_at(vring, pos) = (VringOrder) {
+    *order_at(vring, pos) = (VringOrderEntry) {
         .id = elem->index,
         .ndescs = elem->ndescs,
     };
@@ -202,12 +202,12 @@ static void vring_order_pop(Vring *vring, const VirtQueueElement *elem)
  * search is short.  A driver may use an id twice, at its own loss: the older
  * element is meant then.
  */
-static VringOrder *vring_order_find(Vring *vring, unsigned id)
+static VringOrderEntry *order_find(Vring *vring, unsigned id)
 {
     unsigned slots = 0;
 
     while (slots < vring->inuse) {
-        VringOrder *order = vring_order_at(vring, vring->order_head + slots);
+        VringOrderEntry *order = order_at(vring, vring->order_head + slots);
 
         if (order->id == id && !order->done) {
             return order;
@@ -219,10 +219,10 @@ static VringOrder *vring_order_find(Vring *vring, unsigned id)
 }
 
 /* Returns all elements that have none before them in flight any more */
-static void vring_order_flush(Vring *vring)
+static void order_flush(Vring *vring)
 {
     while (vring->inuse) {
-        VringOrder *order = vring_order_at(vring, vring->order_head);
+        VringOrderEntry *order = order_at(vring, vring->order_head);
 
         if (!order->done) {
             break;
@@ -233,21 +233,21 @@ static void vring_order_flush(Vring *vring)
         if (unlikely(order->detached)) {
             vring->inuse -= order->ndescs;
         } else {
-            vring_put_used(vring, order->id, order->ndescs, order->len);
+            ring_put_used(vring, order->id, order->ndescs, order->len);
         }
     }
 }
 
-static void vring_order_done(Vring *vring, const VirtQueueElement *elem,
-                             uint32_t len, bool detached)
+static void order_complete(Vring *vring, const VirtQueueElement *elem,
+                           uint32_t len, bool detached)
 {
-    VringOrder *order = vring_order_find(vring, elem->index);
+    VringOrderEntry *order = order_find(vring, elem->index);
 
     assert(order);
     order->done = true;
     order->detached = detached;
     order->len = len;
-    vring_order_flush(vring);
+    order_flush(vring);
 }
 
 /* The ring, whatever its format */
@@ -264,8 +264,8 @@ int vring_pop_full(Vring *vring)
     return -VRING_ERR_QUEUE_FULL;
 }
 
-static inline int vring_pop_any(Vring *vring, VirtQueueElement *elem,
-                                VringVectors *vecs)
+static inline int ring_pop(Vring *vring, VirtQueueElement *elem,
+                           VringVectors *vecs)
 {
     int ret = vring->config.packed ? vring_packed_pop(vring, elem, vecs)
                                    : vring_split_pop(vring, elem, vecs);
@@ -276,14 +276,14 @@ static inline int vring_pop_any(Vring *vring, VirtQueueElement *elem,
     return ret;
 }
 
-static __attribute__((noinline)) int vring_pop_in_order(Vring *vring,
-                                                        VirtQueueElement *elem,
-                                                        VringVectors *vecs)
+static __attribute__((noinline)) int ring_pop_in_order(Vring *vring,
+                                                       VirtQueueElement *elem,
+                                                       VringVectors *vecs)
 {
-    int ret = vring_pop_any(vring, elem, vecs);
+    int ret = ring_pop(vring, elem, vecs);
 
     if (ret > 0) {
-        vring_order_pop(vring, elem);
+        order_append(vring, elem);
     }
     return ret;
 }
@@ -297,9 +297,9 @@ int vring_pop(Vring *vring, VirtQueueElement *elem, VringVectors *vecs)
         return -VRING_ERR_RING_LOST;
     }
     if (unlikely(vring->order)) {
-        return vring_pop_in_order(vring, elem, vecs);
+        return ring_pop_in_order(vring, elem, vecs);
     }
-    return vring_pop_any(vring, elem, vecs);
+    return ring_pop(vring, elem, vecs);
 }
 
 void vring_push(Vring *vring, const VirtQueueElement *elem, VringVectors *vecs,
@@ -307,9 +307,9 @@ void vring_push(Vring *vring, const VirtQueueElement *elem, VringVectors *vecs,
 {
     vring_element_unmap(vring, elem, vecs);
     if (unlikely(vring->order)) {
-        vring_order_done(vring, elem, len, false);
+        order_complete(vring, elem, len, false);
     } else {
-        vring_put_used(vring, elem->index, elem->ndescs, len);
+        ring_put_used(vring, elem->index, elem->ndescs, len);
     }
 }
 
@@ -318,7 +318,7 @@ void vring_detach(Vring *vring, const VirtQueueElement *elem,
 {
     vring_element_unmap(vring, elem, vecs);
     if (unlikely(vring->order)) {
-        vring_order_done(vring, elem, 0, true);
+        order_complete(vring, elem, 0, true);
     } else {
         assert(vring->inuse >= elem->ndescs);
         vring->inuse -= elem->ndescs;

@@ -27,7 +27,7 @@
  *   queue
  *     Vring               from vring_setup() to vring_teardown()
  *       VringArea         three: where the ring itself is
- *       VringOrder        one for each entry, with VIRTIO_F_IN_ORDER
+ *       VringOrderEntry   one for each entry, with VIRTIO_F_IN_ORDER
  *       VringRamRef       the table that the Vring uses.  An older one lives
  *                         until the last element that was mapped by it is
  *                         given back.
@@ -129,13 +129,13 @@ typedef struct VringArea {
 } VringArea;
 
 /* An element that was popped, with VIRTIO_F_IN_ORDER. */
-typedef struct VringOrder {
+typedef struct VringOrderEntry {
     uint32_t len;               /* bytes written, if @done */
     uint16_t id;
     uint16_t ndescs;            /* slots of the ring that it takes */
     bool done;                  /* waits for those before it */
     bool detached;              /* @done, and the driver is not to see it */
-} VringOrder;
+} VringOrderEntry;
 
 typedef struct VringConfig {
     unsigned num;               /* queue size; split: a power of two */
@@ -158,7 +158,7 @@ typedef struct Vring {
     VringArea used;             /* packed: device event suppression */
     VringRamRef *ram_ref;
     VringMemory *mem;
-    VringOrder *order;          /* by position in the ring; NULL: any order */
+    VringOrderEntry *order;     /* by position in the ring; NULL: any order */
     VringConfig config;
     uint16_t mask;              /* split: config.num - 1 */
     bool swap;                  /* ring is not in host byte order */
