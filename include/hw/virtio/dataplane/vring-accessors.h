@@ -4,10 +4,11 @@
  * Knows byte orders and how a field is read or written exactly once.  Does
  * not know what the fields mean.
  *
- * Every load and store is a single access of the field's size, so that a
- * driver that changes the field meanwhile is seen either before or after, and
- * no check is made on another value than the one that is used.  Ordering
- * between fields is the caller's (see the barrier table in vring-split.c).
+ * Each load and store is a single access of the field's size.  If the driver
+ * changes the field meanwhile, the device sees the old value or the new one,
+ * and uses the same value that it has checked.  The caller orders accesses to
+ * different fields (see the barrier tables in vring-split.c and
+ * vring-packed.c).
  *
  * Copyright (c) 2026 the virtio-blk data plane authors
  *
@@ -22,8 +23,8 @@
 
 /**
  * vring_must_swap: does the ring's byte order differ from the host's?
- * @big_endian: true if the ring is big-endian, which only a legacy driver's
- *              can be (VIRTIO 1.3, 2.7.3)
+ * @big_endian: true if the ring is big-endian: possible only with a legacy
+ *              driver (VIRTIO 1.3, 2.7.3)
  */
 static inline bool vring_must_swap(bool big_endian)
 {

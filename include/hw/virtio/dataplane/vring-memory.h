@@ -4,18 +4,17 @@
  * Knows RAM regions, host pointers, references and dirty tracking.  Does not
  * know rings or requests.
  *
- * A VringRamTable is an immutable, sorted list of the RAM regions of an address
- * space, each kept alive by the table.  A VringMemory publishes the table that
- * is current and replaces it whenever RAM comes or goes.  Whoever looks up
- * addresses owns a reference to the table that it uses, so that a host
- * pointer stays valid as long as that reference, even when the region has
- * been unplugged meanwhile.
+ * A VringRamTable is an immutable, sorted list of the RAM regions of an
+ * address space, and keeps each of them alive.  A VringMemory publishes the
+ * current table and replaces it whenever RAM comes or goes.  To look up an
+ * address, take a reference to the table: host pointers stay valid as long as
+ * the reference, even if the region is unplugged meanwhile.
  *
  * What a table cannot serve (IOMMU translations, buffers that cross regions)
  * goes through vring_memory_map(), which takes a reference per mapping as the
- * rest of QEMU does.  MMIO is served by neither: it would need the BQL, and
- * an IOThread that waits for the BQL while the main loop waits for the
- * IOThread is a deadlock.
+ * rest of QEMU does.  Neither serves MMIO, which needs the BQL: an IOThread
+ * that waits for the BQL while the main loop waits for the IOThread is a
+ * deadlock.
  *
  * Copyright (c) 2026 the virtio-blk data plane authors
  *
@@ -28,15 +27,16 @@
 #include "qemu/rcu.h"
 #include "exec/hwaddr.h"
 
-/* A contiguous piece of guest RAM that is contiguous in the host, too. */
+/* A piece of guest RAM that is contiguous in the guest and in the host */
 typedef struct VringRamRegion {
     hwaddr base;                /* guest address of the first byte */
     uint64_t size;              /* bytes, not 0 */
     uint8_t *host;              /* host address of the first byte */
-    MemoryRegion *mr;           /* referenced; where writes are recorded */
+    MemoryRegion *mr;           /* referenced; writes are recorded there */
     uint64_t mr_offset;         /* of the first byte in @mr */
 } VringRamRegion;
 
+/* The RAM of an address space, at one time */
 typedef struct VringRamTable {
     struct rcu_head rcu;
     int refcount;               /* atomic */
@@ -50,8 +50,8 @@ typedef struct VringMemory VringMemory;
  * VringMemoryChangeFunc: a new table has been published
  * @opaque: what vring_memory_new() was given
  *
- * The callee makes whoever uses the old table let go of it in time, or
- * unplugged memory is never freed.
+ * The callee must make all users of the old table drop their references soon:
+ * until then unplugged memory is not freed.
  *
  * Context: BQL held
  */
@@ -63,7 +63,7 @@ typedef void VringMemoryChangeFunc(void *opaque);
  * @changed: called after each change, but not for the first table
  * @opaque: passed to @changed
  *
- * Returns: to be freed with vring_memory_free()
+ * Pair: vring_memory_free()
  *
  * Context: BQL held
  */
@@ -74,7 +74,7 @@ VringMemory *vring_memory_new(AddressSpace *as, VringMemoryChangeFunc *changed,
  * vring_memory_free: the pair of vring_memory_new()
  * @mem: may be NULL
  *
- * Tables that are still referenced live on until they are released.
+ * A table lives until its last reference is dropped.
  *
  * Context: BQL held
  */
@@ -83,7 +83,7 @@ void vring_memory_free(VringMemory *mem);
 /**
  * vring_memory_get_table: get a reference to the current table
  *
- * Returns: to be released with vring_ram_table_unref()
+ * Pair: vring_ram_table_unref()
  *
  * Context: any thread
  */
@@ -105,10 +105,10 @@ bool vring_memory_is_current(VringMemory *mem, const VringRamTable *table);
 void vring_ram_table_unref(VringRamTable *table);
 
 /**
- * vring_ram_region_is_logged: does anybody want to know of writes to a region?
+ * vring_ram_region_is_logged: does any client log writes to a region?
  *
- * To be asked after the write: whoever begins to log afterwards reads what was
- * written.  Spares vring_ram_region_set_dirty(), which asks the same.
+ * Call this after the write: a client that starts to log later reads what was
+ * written.  If it returns false vring_ram_region_set_dirty() has no effect.
  *
  * Context: any thread
  */
@@ -116,7 +116,7 @@ bool vring_ram_region_is_logged(const VringRamRegion *region);
 
 /**
  * vring_ram_region_set_dirty: note that the device wrote to guest RAM
- * @region: a region of a table that the caller has a reference to
+ * @region: part of a table that the caller has a reference to
  * @offset: of the first byte written, from the start of the region
  * @len: number of bytes; @offset + @len is within the region
  *
@@ -128,7 +128,7 @@ void vring_ram_region_set_dirty(const VringRamRegion *region, uint64_t offset,
 /**
  * vring_memory_read: copy from guest RAM by the general path
  *
- * Returns: false if some byte is not in RAM that the device may read
+ * Returns: false unless all bytes are in RAM that the device may read
  *
  * Context: any thread
  */
@@ -140,8 +140,10 @@ bool vring_memory_read(VringMemory *mem, hwaddr addr, void *buf, size_t len);
  * @len: bytes wanted on entry, bytes mapped on return (at least 1)
  * @is_write: true if the device is going to write there
  *
- * Returns: host address, to be released with vring_memory_unmap(), or NULL
- *          if there is no RAM that the device may access in this way
+ * Returns: host address, or NULL if there is no RAM that the device may access
+ *          in this way
+ *
+ * Pair: vring_memory_unmap()
  *
  * Context: any thread
  */
@@ -150,10 +152,10 @@ void *vring_memory_map(VringMemory *mem, hwaddr addr, hwaddr *len,
 
 /**
  * vring_memory_unmap: the pair of vring_memory_map() and vring_memory_pin()
- * @host: what the pair returned or was given
+ * @host: what vring_memory_map() returned or vring_memory_pin() was given
  * @len: bytes that were mapped
- * @is_write: true if the device may have written there; all @len bytes are
- *            marked dirty then
+ * @is_write: true if the device may have written there: marks all @len bytes
+ *            dirty
  *
  * Context: any thread
  */
@@ -163,7 +165,7 @@ void vring_memory_unmap(VringMemory *mem, void *host, hwaddr len,
 /**
  * vring_memory_is_ram: does a host pointer lie in guest RAM?
  *
- * If not it is a copy that dma_memory_map() has made.
+ * Otherwise it points to a copy that dma_memory_map() has made.
  *
  * Context: any thread
  */
@@ -193,12 +195,12 @@ bool vring_memory_map_region(VringMemory *mem, hwaddr addr, hwaddr len,
 void vring_memory_unmap_region(VringMemory *mem, VringRamRegion *region);
 
 /**
- * vring_memory_watch: learn of changes to a range behind an IOMMU
+ * vring_memory_watch: follow the IOMMU's translations of a range, too
  * @addr: guest address of the first byte
  * @len: bytes, not 0
  *
- * When an IOMMU drops translations in that range a new table is published, as
- * if RAM had come or gone.
+ * When an IOMMU drops translations in the range, VringMemory publishes a new
+ * table, as if RAM had come or gone.
  *
  * Pair: vring_memory_unwatch()
  *
@@ -217,14 +219,15 @@ void vring_memory_unwatch(VringMemory *mem, hwaddr addr, hwaddr len);
  * vring_memory_pin: take the reference that vring_memory_map() would take
  * @host: a pointer into a region of a table that the caller references
  *
- * Afterwards the pointer outlives the table, until vring_memory_unmap() or
- * dma_memory_unmap().
+ * Afterwards the pointer stays valid without the table.
+ *
+ * Pair: vring_memory_unmap() or dma_memory_unmap()
  *
  * Context: any thread
  */
 void vring_memory_pin(VringMemory *mem, void *host);
 
-/* Without a hint; not inline, so that the callers' common case stays short */
+/* vring_ram_table_find() where the hint is wrong; not inlined by callers */
 const VringRamRegion *vring_ram_table_search(const VringRamTable *table,
                                              hwaddr addr, unsigned *hint);
 
@@ -234,7 +237,7 @@ const VringRamRegion *vring_ram_table_search(const VringRamTable *table,
  * @addr: guest address
  * @hint: index of the region that was found last; updated when one is found
  *
- * Most devices work in one or two regions, so that the hint spares the search.
+ * Most devices use one or two regions, so the hint usually saves the search.
  *
  * Returns: NULL if @addr is not in RAM
  *

@@ -1,9 +1,9 @@
 /*
  * The device side of one virtqueue
  *
- * Knows the VIRTIO rings and guest memory.  Does not know block devices, nor
- * AioContexts: who calls it when is its owner's business, as long as calls for
- * one Vring never overlap.
+ * Knows the VIRTIO rings and guest memory.  Does not know block devices or
+ * AioContexts: the owner of a Vring chooses the thread, and calls for one Vring
+ * must never overlap.
  *
  * Life of a Vring:
  *
@@ -17,30 +17,36 @@
  *     vring_should_notify()        once after the last publish of a batch
  *   vring_teardown()               hands the queue back
  *
- * Who owns what:
+ * The objects: who owns them, what they point to, and how long they live
  *
  *   device
  *     VringMemory         follows the RAM of an address space
- *       VringRamTable     the current one; counted, never changed, replaced
- *                         when RAM comes or goes
- *         VringRamRegion  one for each stretch of RAM, with a reference to it
+ *       VringRamTable     the current list of RAM: counted, never changed, and
+ *                         replaced when RAM comes or goes
+ *         VringRamRegion  one piece of RAM, with a reference to it
  *   queue
  *     Vring               from vring_setup() to vring_teardown()
  *       VringArea         three: where the ring itself is
- *       VringOrderEntry   one for each entry, with VIRTIO_F_IN_ORDER
- *       VringRamRef       the table that the Vring uses.  An older one lives
- *                         until the last element that was mapped by it is
- *                         given back.
+ *       VringRamRef       points to the VringRamTable that the Vring uses.
+ *                         After a change of memory the old one lives until the
+ *                         last element that uses it is given back.
+ *       VringOrderEntry   one per ring entry, with VIRTIO_F_IN_ORDER
  *   caller of vring_pop()
- *     VirtQueueElement
- *     VringVectors        the element's vectors; points to the VringRamRef that
- *                         keeps them alive
+ *     VirtQueueElement    the buffer that was popped
+ *     VringVectors        the arrays of the element's vectors.  Points to the
+ *                         VringRamRef that keeps their memory alive.
+ *   vring_pop() while it runs
+ *     VringChain          becomes the element: what has been read so far
+ *     VringDescTable      where descriptors are read: the ring, or an indirect
+ *                         table
+ *     VringDesc           copy of a descriptor
  *
- * A driver that breaks the rules makes vring_pop() return an error; from then
- * on the Vring is broken and takes and publishes nothing until it is set up
- * anew, which takes a device reset.  A ring whose memory has gone away is not
- * broken but lost: vring_pop() says so until the memory returns.  What is
- * pushed meanwhile is dropped, and then the device needs a reset, too.
+ * If a driver breaks the rules, vring_pop() returns an error.  From then on
+ * the Vring is broken: it takes and publishes nothing until it is set up
+ * again, which takes a device reset.  A ring whose memory has gone away is not
+ * broken but lost: vring_pop() returns an error until the memory returns.
+ * Elements that are pushed meanwhile are dropped, and then the device needs a
+ * reset, too.
  *
  * Copyright (c) 2026 the virtio-blk data plane authors
  *
@@ -66,7 +72,7 @@ typedef enum VringError {
     VRING_ERR_UNAVAILABLE,      /* list goes on where nothing is available */
     VRING_ERR_TOO_LONG,         /* more than VIRTQUEUE_MAX_SIZE vectors */
     VRING_ERR_ORDER,            /* device-readable behind device-writable */
-    VRING_ERR_ADDRESS,          /* buffer is not in memory of that direction */
+    VRING_ERR_ADDRESS,          /* buffer is not in accessible memory */
     VRING_ERR_LENGTH,           /* chain describes 2^32 bytes or more */
     VRING_ERR_INDIRECT_FEATURE, /* indirect table without the feature */
     VRING_ERR_INDIRECT_NESTED,  /* indirect table within another */
@@ -84,9 +90,9 @@ typedef enum VringError {
 #define VRING_INLINE_VECTORS 18
 
 /*
- * The table that a Vring uses, and the number of popped elements that hold
- * pointers into it.  Only the last element returns the table, so that no
- * element pays for a reference of its own.
+ * A reference to a table that all elements of a Vring share: @inflight of them
+ * point into the table.  Only the last one drops the reference, so that an
+ * element costs no atomic operation.
  */
 typedef struct VringRamRef {
     VringRamTable *table;
@@ -95,14 +101,14 @@ typedef struct VringRamRef {
 
 /* What an element's vectors point to if no VringRamRef keeps that alive */
 typedef enum VringMapping {
-    VRING_MAPPED,       /* guest RAM, with a reference each */
-    VRING_BOUNCED,      /* same, or a copy of what is not RAM */
+    VRING_MAPPED,       /* guest RAM, with one reference per vector */
+    VRING_BOUNCED,      /* same, or copies of what is not RAM */
     VRING_UNMAPPED,     /* nothing: only guest addresses and lengths are set */
 } VringMapping;
 
 /*
- * The memory of an element's vectors, and what keeps the guest memory that
- * they point to alive: @ram_ref, or, if that is NULL, what @mapping says.
+ * The arrays of an element's vectors.  @ram_ref keeps the memory alive that the
+ * vectors point to; if it is NULL, @mapping tells what they point to.
  */
 typedef struct VringVectors {
     VringRamRef *ram_ref;
@@ -115,9 +121,9 @@ typedef struct VringVectors {
 } VringVectors;
 
 /*
- * One of the three areas of a virtqueue; what is in it is known to the format
- * only.  Usually it is contiguous in the host.  Behind an IOMMU each page may
- * be elsewhere.
+ * One of the three areas of a virtqueue (VIRTIO 1.3, 2.6).  Only the ring
+ * format knows what is in it.  Usually it is contiguous in the host.  Behind
+ * an IOMMU each page may be elsewhere.
  */
 typedef struct VringArea {
     uint8_t *host;              /* NULL: see @pages */
@@ -128,13 +134,13 @@ typedef struct VringArea {
     VringRamRegion *pages;      /* each with a reference */
 } VringArea;
 
-/* An element that was popped, with VIRTIO_F_IN_ORDER. */
+/* An element in flight, with VIRTIO_F_IN_ORDER */
 typedef struct VringOrderEntry {
     uint32_t len;               /* bytes written, if @done */
     uint16_t id;
     uint16_t ndescs;            /* slots of the ring that it takes */
     bool done;                  /* waits for those before it */
-    bool detached;              /* @done, and the driver is not to see it */
+    bool detached;              /* @done, but the driver must not see it */
 } VringOrderEntry;
 
 typedef struct VringConfig {
@@ -148,11 +154,11 @@ typedef struct VringConfig {
     bool indirect;
     bool notify_on_empty;
     bool big_endian;            /* byte order of a split ring */
-    bool bounce;                /* the owner maps what is not RAM by itself */
+    bool bounce;                /* the owner maps what is not RAM */
 } VringConfig;
 
 typedef struct Vring {
-    /* Read at each operation, written only by setup and memory changes. */
+    /* Read by each operation, written by setup and memory changes only. */
     VringArea desc;
     VringArea avail;            /* packed: driver event suppression */
     VringArea used;             /* packed: device event suppression */
@@ -162,11 +168,11 @@ typedef struct Vring {
     VringConfig config;
     uint16_t mask;              /* split: config.num - 1 */
     bool swap;                  /* ring is not in host byte order */
-    bool lost;                  /* its areas are not all in RAM; atomic */
+    bool lost;                  /* not all of its areas are in RAM; atomic */
 
-    /* Written at each operation, in the owner's context. */
+    /* Written by each operation, in the owner's context. */
     bool broken;
-    bool dropped;               /* an element, while lost or broken; atomic */
+    bool dropped;               /* pushed while lost or broken; atomic */
     bool signalled_used_valid;
     bool avail_wrap;            /* packed: wrap counters of the positions */
     bool used_wrap;
@@ -174,23 +180,23 @@ typedef struct Vring {
     uint16_t shadow_avail_idx;  /* split: the driver's index when last read */
     uint16_t used_idx;          /* next entry to fill */
     uint16_t signalled_used;    /* split: what was visible at the last check */
-    uint16_t first_flags;       /* packed: those of the first unpublished */
-    uint16_t event_flags;       /* packed: what the driver sees of ours */
+    uint16_t first_flags;       /* packed: of the first unpublished element */
+    uint16_t event_flags;       /* packed: ours, as the driver sees them */
     uint16_t order_head;        /* slot of the oldest element, with @order */
     unsigned unpublished;       /* elements pushed and not yet visible */
-    unsigned unpublished_slots; /* packed: descriptors that they take */
-    unsigned unsignalled_slots; /* packed: made visible since the last check */
+    unsigned unpublished_slots; /* packed: their descriptors */
+    unsigned unsignalled_slots; /* packed: published since the last check */
     unsigned inuse;             /* slots popped and not yet returned */
     unsigned region_hint;       /* see vring_ram_table_find() */
 } Vring;
 
 /**
- * vring_error_str: what the driver did wrong, for an error message
+ * vring_error_str: describe an error for a message
  */
 const char *vring_error_str(VringError err);
 
 /**
- * vring_open: prepare a Vring whose positions are those after a reset
+ * vring_open: set up a Vring with the positions of a queue after a reset
  * @vring: contents are overwritten
  * @config: copied; must satisfy VIRTIO 1.3, 2.7 and 2.7.1, or 2.8 and 2.8.10.1
  * @mem: guest memory; outlives the Vring
@@ -209,8 +215,7 @@ bool vring_open(Vring *vring, const VringConfig *config, VringMemory *mem,
 /**
  * vring_close: the pair of vring_open()
  *
- * No element may hold on to the Vring's memory: each was pushed, detached or
- * pinned.
+ * Each element must have been pushed, detached or pinned.
  */
 void vring_close(Vring *vring);
 
@@ -221,10 +226,11 @@ void vring_close(Vring *vring);
  * @n: index of the queue, which the driver has enabled
  * @mem: guest memory of @vdev; outlives the Vring
  *
- * Returns: false with @errp set if this kind of queue cannot be served; the
- *          VirtQueue is unchanged then.  If not even QEMU's own path could
- *          serve it, because its rings are not in RAM or its size was changed
- *          in use, the device is broken; the caller calls virtio_error().
+ * Returns: false with @errp set, and the VirtQueue unchanged, if a Vring cannot
+ *          serve this kind of queue.  If QEMU's own path could not serve it
+ *          either, because its rings are not in RAM or its size was changed in
+ *          use, the device is marked broken, and the caller must call
+ *          virtio_error().
  *
  * Pair: vring_teardown()
  *
@@ -236,8 +242,10 @@ bool vring_setup(Vring *vring, VirtIODevice *vdev, int n, VringMemory *mem,
 /**
  * vring_teardown: hand a virtqueue back to QEMU's VirtQueue
  *
- * All that was pushed has been published, and no element holds on to the
- * Vring's memory (see vring_pin()).
+ * The caller has published all elements that it pushed, and pinned those that
+ * are still in flight.
+ *
+ * Pair: vring_setup()
  *
  * Context: BQL held, drained
  */
@@ -246,26 +254,28 @@ void vring_teardown(Vring *vring, VirtIODevice *vdev, int n);
 /**
  * vring_refresh_memory: use the current memory table
  *
- * To be called at the start of each batch, and after each change of memory.
- * Costs one load where nothing changed.  If the ring's areas are gone the
- * Vring gets lost, which vring_pop() reports; it recovers when they return.
- * What was pushed is published first.
+ * Call this at the start of each batch and after each change of memory.  It
+ * costs one load if nothing has changed.  Otherwise it publishes first what was
+ * pushed.  If the ring's areas are gone the Vring is lost, which vring_pop()
+ * reports, until they return.
  *
- * Returns: number of elements that became visible, as vring_publish()
+ * Returns: number of elements that became visible, like vring_publish()
  *
  * Context: the queue's AioContext
  */
 unsigned vring_refresh_memory(Vring *vring);
 
 /**
- * vring_vectors_init: make empty vectors
+ * vring_vectors_init: prepare for the first element
  * Pair: vring_vectors_release()
  */
 void vring_vectors_init(VringVectors *vecs);
 
 /**
- * vring_vectors_release: free what pop allocated; @vecs can be used again
- * @vecs: not mapped any more: its element was pushed or detached
+ * vring_vectors_release: free what vring_pop() allocated
+ * @vecs: its element was pushed, detached or put back; can be used again
+ *
+ * Pair: vring_vectors_init()
  */
 void vring_vectors_release(VringVectors *vecs);
 
@@ -292,27 +302,27 @@ static inline struct iovec *vring_vectors_spare(const VringVectors *vecs,
  * @elem: filled in; its vectors lie in @vecs
  * @vecs: initialised, not in use
  *
- * Every field of guest memory is read once and checked in the copy that is
- * used.  On error nothing is held, and the Vring is broken, except that
- * -VRING_ERR_RING_LOST leaves it as it was.
+ * Reads each field of guest memory once, and uses the copy that it has checked.
+ * On error @vecs is unused again and the Vring is broken, unless the error is
+ * -VRING_ERR_RING_LOST.
  *
- * With VringConfig.bounce an element that is not wholly in RAM is left
- * unmapped: see vring_is_mapped().  Otherwise it is an error.
+ * With VringConfig.bounce an element that is not wholly in RAM stays unmapped:
+ * see vring_is_mapped().  Otherwise it is an error.
  *
  * Returns: 1 if @elem was filled in, 0 if nothing is available or the Vring
  *          is broken already, else a negative VringError
  *
- * Pair: vring_push() or vring_detach(), or at once vring_unpop()
+ * Pair: vring_push() or vring_detach(), or immediately vring_unpop()
  *
  * Context: the queue's AioContext
  */
 int vring_pop(Vring *vring, VirtQueueElement *elem, VringVectors *vecs);
 
 /**
- * vring_pop_full: what vring_pop() would say to a caller without a buffer
+ * vring_pop_full: vring_pop() for a caller that has no element left
  *
- * For a caller with as many elements in flight as the queue has entries: one
- * more is a mistake of the driver.
+ * The caller has as many elements in flight as the queue has entries.  If the
+ * driver makes one more available that is its mistake.
  *
  * Returns: 0 if nothing is available, else a negative VringError
  *
@@ -326,9 +336,11 @@ int vring_pop_full(Vring *vring);
  * @vecs: what vring_pop() used for @elem; not mapped afterwards
  * @len: bytes written from the first device-writable one on (2.7.8.2)
  *
- * All device-writable memory of @elem is marked dirty.  If the Vring is
- * broken or lost the element is only unmapped: the driver never sees it.
- * With VIRTIO_F_IN_ORDER an element waits for all that were popped before it.
+ * Marks all device-writable memory of @elem dirty.  If the Vring is broken or
+ * lost, only unmaps the element: the driver never sees it.  With
+ * VIRTIO_F_IN_ORDER an element waits for all that were popped before it.
+ *
+ * Pair: vring_pop()
  *
  * Context: the queue's AioContext
  */
@@ -336,7 +348,9 @@ void vring_push(Vring *vring, const VirtQueueElement *elem, VringVectors *vecs,
                 uint32_t len);
 
 /**
- * vring_detach: give a popped element up without using it
+ * vring_detach: give up a popped element, which the driver never sees again
+ *
+ * Pair: vring_pop()
  *
  * Context: the queue's AioContext, or drained
  */
@@ -346,7 +360,9 @@ void vring_detach(Vring *vring, const VirtQueueElement *elem,
 /**
  * vring_unpop: put the element that was popped last back into the ring
  *
- * It is going to be popped again, by this Vring or by its heir.
+ * This Vring, or the next owner of the queue, pops it again.
+ *
+ * Pair: vring_pop()
  *
  * Context: the queue's AioContext, or drained
  */
@@ -354,10 +370,11 @@ void vring_unpop(Vring *vring, const VirtQueueElement *elem,
                  VringVectors *vecs);
 
 /**
- * vring_is_mapped: do the vectors of a popped element point anywhere?
+ * vring_is_mapped: do the vectors of a popped element point to memory?
  *
- * If not, the owner maps each with dma_memory_map(), which needs the BQL, and
- * calls vring_set_bounced().  An element that is given up may stay unmapped.
+ * If not, the owner maps each vector with dma_memory_map(), which needs the
+ * BQL, and calls vring_set_bounced().  It can also give the element up
+ * unmapped.
  *
  * Context: any thread
  */
@@ -367,13 +384,15 @@ static inline bool vring_is_mapped(const VringVectors *vecs)
 }
 
 /**
- * vring_set_bounced: note that the owner has mapped an element by itself
+ * vring_set_bounced: note that the owner has mapped an element
  * @iov: as many vectors as @elem has, device-readable ones first
  *
- * If a device-writable one is a copy the owner unmaps each before it calls
- * vring_push(), with dma_memory_unmap(), which needs the BQL again, and calls
- * vring_set_unmapped().  Otherwise vring_push() unmaps them, as vring_detach()
- * and vring_unpop() do in any case: no copy is written back then.
+ * If a device-writable vector is a copy, the owner must unmap all vectors with
+ * dma_memory_unmap(), which needs the BQL, and call vring_set_unmapped(),
+ * before it calls vring_push().  Otherwise vring_push() unmaps them.
+ * vring_detach() and vring_unpop() always do, and write no copy back.
+ *
+ * Pair: vring_set_unmapped()
  *
  * Context: no other call for @elem meanwhile
  */
@@ -381,7 +400,7 @@ void vring_set_bounced(const VirtQueueElement *elem, VringVectors *vecs,
                        const struct iovec *iov);
 
 /**
- * vring_is_bounced: has the owner mapped an element by itself?
+ * vring_is_bounced: has the owner mapped an element?
  *
  * Context: any thread
  */
@@ -391,7 +410,9 @@ static inline bool vring_is_bounced(const VringVectors *vecs)
 }
 
 /**
- * vring_set_unmapped: note that the owner has unmapped an element by itself
+ * vring_set_unmapped: note that the owner has unmapped an element
+ *
+ * Pair: vring_set_bounced()
  *
  * Context: no other call for @elem meanwhile
  */
@@ -403,8 +424,8 @@ static inline void vring_set_unmapped(VringVectors *vecs)
 /**
  * vring_pin: make an element's mappings independent of the Vring
  *
- * Afterwards the element is one that QEMU's virtqueue code can push, detach
- * and migrate, and the Vring can be torn down.
+ * Afterwards QEMU's virtqueue code can push, detach and migrate the element,
+ * and the Vring can be torn down.
  *
  * Context: the queue's AioContext, or drained
  */
@@ -413,8 +434,8 @@ void vring_pin(Vring *vring, const VirtQueueElement *elem, VringVectors *vecs);
 /**
  * vring_publish: show the driver all that was pushed
  *
- * Returns: number of elements that became visible; if not 0,
- *          vring_should_notify() has to be asked, now or after more of them
+ * Returns: number of elements that became visible; if not 0, the caller must
+ *          call vring_should_notify(), now or after it has published more
  *
  * Context: the queue's AioContext
  */
@@ -433,16 +454,18 @@ static inline unsigned vring_unpublished(const Vring *vring)
 /**
  * vring_should_notify: does the driver want a used buffer notification?
  *
- * Takes all that was published since the last time into account.
+ * Considers all elements that were published since the last call.
  *
  * Context: the queue's AioContext
  */
 bool vring_should_notify(Vring *vring);
 
 /**
- * vring_disable_notification: spare the driver its available notifications
+ * vring_disable_notification: ask for no available buffer notifications
  *
- * A hint only: the driver may send them all the same.
+ * Only a hint: the driver may still send them.
+ *
+ * Pair: vring_enable_notification()
  *
  * Context: the queue's AioContext
  */
@@ -451,8 +474,10 @@ void vring_disable_notification(Vring *vring);
 /**
  * vring_enable_notification: ask for available buffer notifications
  *
- * Returns: true if buffers came in meanwhile, for which no notification is
- *          going to be sent: look again
+ * Returns: true if buffers became available before the driver could see this:
+ *          it sends no notification for them, so look at the ring again
+ *
+ * Pair: vring_disable_notification()
  *
  * Context: the queue's AioContext
  */
