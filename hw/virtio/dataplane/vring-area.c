@@ -1,8 +1,8 @@
 /*
- * The ring's own memory
+ * The memory of the ring itself
  *
- * Knows how an area is mapped, whole or in pages, and how what the device wrote
- * there is marked dirty.  Does not know what is in it.
+ * Knows how an area is mapped, as a whole or page by page, and how the device's
+ * writes are marked dirty.  Does not know what is in it.
  *
  * Copyright (c) 2026 the virtio-blk data plane authors
  *
@@ -12,7 +12,7 @@
 #include "qemu/osdep.h"
 #include "vring-area.h"
 
-/* What an IOMMU maps is contiguous at least this far. */
+/* An IOMMU translates at least this much at once. */
 #define VRING_PAGE_SIZE 4096
 
 void *vring_area_at_slow(const VringArea *area, uint32_t offset,
@@ -40,7 +40,6 @@ void vring_area_set_dirty_slow(const VringArea *area, uint32_t offset,
             host = vring_area_at_slow(area, offset, &region);
             part = MIN(len, region->size - (host - region->host));
         }
-        /* Nobody logs most of the time. */
         if (unlikely(vring_ram_region_is_logged(region))) {
             vring_ram_region_set_dirty(region, host - region->host, part);
         }
@@ -71,7 +70,7 @@ void vring_area_unmap(VringArea *area, VringMemory *mem)
     area->region = NULL;
 }
 
-/* Page by page; what is mapped at a failure is left to vring_area_unmap() */
+/* On failure some pages stay mapped: vring_area_unmap() unmaps them. */
 static bool area_map_pages(VringArea *area, VringMemory *mem, bool is_write)
 {
     hwaddr addr = area->addr, end = addr + area->size;

@@ -1,5 +1,5 @@
 /*
- * The ring's own memory
+ * The memory of the ring itself
  *
  * Shared by the files of the ring; not for devices.
  *
@@ -15,12 +15,12 @@
 
 /**
  * vring_area_map: find an area in guest memory
- * @area: addr and size are set; not mapped
+ * @area: addr and size are set, the rest is zero
  * @table: the current table of @mem; outlives the mapping
  * @hint: see vring_ram_table_find()
  * @is_write: true if the device is going to write there
  *
- * Returns: false if it is not in RAM; to be unmapped all the same
+ * Returns: false if it is not in RAM; the caller must unmap it nevertheless
  *
  * Pair: vring_area_unmap()
  */
@@ -34,14 +34,14 @@ void vring_area_unmap(VringArea *area, VringMemory *mem);
 
 /**
  * vring_area_at_slow: vring_area_at() for an area that lies in pages
- * @region: set to the page, unless NULL
+ * @region: set to that of the page, unless NULL
  */
 void *vring_area_at_slow(const VringArea *area, uint32_t offset,
                          const VringRamRegion **region);
 
 /**
  * vring_area_at: host address of a field
- * @area: not lost
+ * @area: mapped
  * @offset: bytes from the start of the area; the field does not cross a page
  */
 static inline void *vring_area_at(const VringArea *area, uint32_t offset)
@@ -53,7 +53,7 @@ static inline void *vring_area_at(const VringArea *area, uint32_t offset)
 }
 
 /**
- * vring_area_is_logged: may anybody want to know of writes to an area?
+ * vring_area_is_logged: may any client log writes to an area?
  */
 static inline bool vring_area_is_logged(const VringArea *area)
 {
@@ -67,9 +67,9 @@ void vring_area_set_dirty_slow(const VringArea *area, uint32_t offset,
                                uint32_t len);
 
 /**
- * vring_area_set_slots_dirty: same, for slots of an array that is circular
- * @base: where slot 0 stands, in bytes from the start of the area
- * @size: bytes of a slot
+ * vring_area_set_slots_dirty: the same for slots of a circular array
+ * @base: offset of slot 0 from the start of the area
+ * @size: size of a slot in bytes
  * @num: number of slots in the array
  * @from: first slot to mark, below @num
  * @count: number of slots to mark, up to @num
@@ -79,7 +79,7 @@ void vring_area_set_slots_dirty(const VringArea *area, uint32_t base,
                                 unsigned count);
 
 /**
- * vring_area_set_dirty: note that the device wrote to one of the ring's areas
+ * vring_area_set_dirty: note that the device wrote to an area
  * @offset: bytes from the start of the area
  * @len: bytes
  */

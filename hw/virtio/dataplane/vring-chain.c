@@ -62,8 +62,8 @@ void vring_set_bounced(const VirtQueueElement *elem, VringVectors *vecs,
 /* Chains */
 
 /*
- * Doubles, as an allocation of the largest size for each long chain would make
- * the C library ask the kernel for memory and give it back all the time.
+ * Double the size: if each long chain allocated the largest size, the C library
+ * would get that memory from the kernel and return it each time.
  */
 int vring_chain_grow(VringChain *chain)
 {
@@ -85,7 +85,7 @@ int vring_chain_grow(VringChain *chain)
     return 0;
 }
 
-/* From now on the chain's vectors have references of their own. */
+/* Gives each vector of the chain a reference to its memory */
 static void chain_pin(Vring *vring, VringChain *chain)
 {
     if (chain->pinned) {
@@ -103,7 +103,7 @@ static void chain_unmap(Vring *vring, VringChain *chain)
     if (!chain->pinned || chain->mapping == VRING_UNMAPPED) {
         return;
     }
-    /* Nothing was written yet, so nothing gets dirty. */
+    /* Nothing was written yet, so mark nothing dirty. */
     for (unsigned i = 0; i < chain->num; i++) {
         vring_memory_unmap(vring->mem, chain->iov[i].iov_base,
                            chain->iov[i].iov_len, false);
@@ -113,9 +113,10 @@ static void chain_unmap(Vring *vring, VringChain *chain)
 }
 
 /*
- * An element is wholly in the table or wholly outside of it, so that the
- * common case has nothing to tell apart.  If some of it is not even in RAM all
- * of it is left unmapped, in pieces that dma_memory_map() maps at once.
+ * Either the table keeps all of an element's memory alive, or each vector has
+ * its own reference, so that the common case need not check each vector.  If
+ * part of the element is not even in RAM, all of it stays unmapped, in vectors
+ * that dma_memory_map() can map each with one call.
  */
 int vring_chain_add_slow(Vring *vring, VringChain *chain, hwaddr addr,
                          uint32_t len, bool is_write)
@@ -142,7 +143,7 @@ int vring_chain_add_slow(Vring *vring, VringChain *chain, hwaddr addr,
         ret = vring_chain_append(chain, host, addr, mapped, is_write);
         if (ret < 0) {
             if (host) {
-                /* Nothing was written yet, so nothing gets dirty. */
+                /* Nothing was written yet, so mark nothing dirty. */
                 vring_memory_unmap(vring->mem, host, mapped, false);
             }
             return ret;
@@ -180,7 +181,7 @@ bool vring_desc_table_read_slow(Vring *vring, const VringDescTable *table,
 
 /* Giving an element's memory back */
 
-/* Copies of what is not RAM are dropped: who wants them written did that. */
+/* Writes no copy back: see vring_set_bounced() */
 static void element_unmap_bounced(Vring *vring, const VirtQueueElement *elem)
 {
     for (unsigned i = 0; i < elem->out_num; i++) {

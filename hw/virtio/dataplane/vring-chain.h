@@ -41,7 +41,7 @@ typedef struct VringDesc {
     };
 } VringDesc;
 
-/* Where descriptors are read from: those of the ring or an indirect table */
+/* Where descriptors are read: the ring or an indirect table */
 typedef struct VringDescTable {
     const uint8_t *host;        /* NULL: see vring_desc_table_read_slow() */
     hwaddr addr;
@@ -52,7 +52,7 @@ typedef struct VringDescTable {
 /**
  * vring_desc_copy: read a descriptor once
  *
- * A table may lie anywhere, so that only bytes can be relied upon.
+ * An indirect table need not be aligned, so copy bytes.
  */
 static inline VringDesc vring_desc_copy(const void *host)
 {
@@ -64,7 +64,7 @@ static inline VringDesc vring_desc_copy(const void *host)
     memcpy(&desc.flags, bytes + offsetof(VringDesc, flags),
            sizeof(desc.flags));
     memcpy(&desc.next, bytes + offsetof(VringDesc, next), sizeof(desc.next));
-    /* Keeps the compiler from reading a field again. */
+    /* Do not let the compiler read a field again. */
     barrier();
     return desc;
 }
@@ -78,7 +78,7 @@ static inline VringDesc *vring_desc_at(const Vring *vring, unsigned i)
 }
 
 /**
- * vring_desc_table_read_slow: read a descriptor that is not at table->host
+ * vring_desc_table_read_slow: vring_desc_table_read() without table->host
  *
  * Returns: false if it is not in RAM
  */
@@ -102,9 +102,9 @@ static inline bool vring_desc_table_read(Vring *vring,
 }
 
 /**
- * vring_desc_table_enter: go on in an indirect table
+ * vring_desc_table_enter: read descriptors from an indirect table from now on
  * @table: set to the table at @addr
- * @len: its length in bytes, as the driver gave it
+ * @len: its length in bytes, which the driver chose
  *
  * Returns: 0 or a negative VringError
  */
@@ -127,17 +127,17 @@ static inline int vring_desc_table_enter(Vring *vring, VringDescTable *table,
 }
 
 /*
- * A chain while it is being read.  Device-readable vectors come first, so
- * that one array serves both directions.
+ * A descriptor chain while it is read.  Its vectors are in one array, as the
+ * device-readable ones come first.
  */
 typedef struct VringChain {
     VringVectors *vecs;
-    struct iovec *iov;          /* those of @vecs */
+    struct iovec *iov;          /* copies of fields of @vecs */
     hwaddr *addr;
     unsigned capacity;
     unsigned num;               /* vectors */
     unsigned out_num;           /* device-readable ones among them */
-    bool pinned;                /* as @mapping says, and not by the table */
+    bool pinned;                /* not kept alive by the table: see @mapping */
     VringMapping mapping;       /* if @pinned */
     uint64_t bytes;
 } VringChain;
@@ -145,6 +145,8 @@ typedef struct VringChain {
 /**
  * vring_chain_begin: start with an empty chain
  * @vecs: initialised, not in use
+ *
+ * Pair: vring_chain_finish() or, after an error, vring_chain_undo()
  */
 static inline void vring_chain_begin(VringChain *chain, VringVectors *vecs)
 {
@@ -166,12 +168,17 @@ static inline void vring_chain_begin(VringChain *chain, VringVectors *vecs)
 int vring_chain_grow(VringChain *chain);
 
 /**
- * vring_chain_add_slow: vring_chain_add() for what one region of the table
- *                       cannot serve
+ * vring_chain_add_slow: vring_chain_add() for memory that is not in one region
+ *                       of the table
  */
 int vring_chain_add_slow(Vring *vring, VringChain *chain, hwaddr addr,
                          uint32_t len, bool is_write);
 
+/**
+ * vring_chain_append: append one vector to the chain
+ *
+ * Returns: 0 or a negative VringError
+ */
 static inline int vring_chain_append(VringChain *chain, void *host,
                                      hwaddr addr, uint64_t len, bool is_write)
 {
@@ -198,7 +205,7 @@ static inline int vring_chain_append(VringChain *chain, void *host,
  * @len: bytes; 0 adds nothing
  * @is_write: true if the memory is device-writable
  *
- * Inline, since this is most of what popping a request takes.
+ * Inline, because this is most of the work of vring_pop().
  *
  * Returns: 0 or a negative VringError
  */
@@ -228,7 +235,9 @@ static inline int vring_chain_add(Vring *vring, VringChain *chain, hwaddr addr,
 }
 
 /**
- * vring_chain_undo: unmap a chain that turned out to be bad
+ * vring_chain_undo: unmap a chain after an error
+ *
+ * Pair: vring_chain_begin()
  */
 void vring_chain_undo(Vring *vring, VringChain *chain);
 
@@ -273,8 +282,10 @@ static inline void vring_ram_ref_put(Vring *vring, VringRamRef *ref)
 
 /**
  * vring_chain_finish: turn a chain into an element that is in flight
- * @id: what tells the driver which one it is
+ * @id: tells the driver which element it is
  * @ndescs: slots of the ring that it takes: packed: descriptors; split: one
+ *
+ * Pair: vring_chain_begin(); vring_element_unmap() gives the memory back
  */
 static inline void vring_chain_finish(Vring *vring, VringChain *chain,
                                       VirtQueueElement *elem, unsigned id,
@@ -302,6 +313,10 @@ static inline void vring_chain_finish(Vring *vring, VringChain *chain,
     vring->inuse += ndescs;
 }
 
+/**
+ * vring_element_set_dirty: note that the device wrote to an element's memory
+ * @table: the table that the element's vectors point into
+ */
 static inline void vring_element_set_dirty(Vring *vring,
                                            const VirtQueueElement *elem,
                                            const VringRamTable *table)
@@ -313,7 +328,7 @@ static inline void vring_element_set_dirty(Vring *vring,
         const VringRamRegion *region =
             vring_ram_table_find(table, elem->in_addr[i], &vring->region_hint);
 
-        /* Most elements lie in one region, and nobody logs most of the time */
+        /* Most elements lie in one region, which is rarely logged. */
         if (region != last) {
             last = region;
             logged = vring_ram_region_is_logged(region);
@@ -333,9 +348,11 @@ void vring_element_unmap_slow(Vring *vring, const VirtQueueElement *elem,
 
 /**
  * vring_element_unmap: give the memory of a popped element back
- * @vecs: what it was popped with, or NULL: QEMU's virtqueue code has mapped it
+ * @vecs: what it was popped with, or NULL if QEMU's virtqueue code mapped it
  *
- * Inline, since every push takes it.
+ * Inline, because every vring_push() calls it.
+ *
+ * Pair: vring_chain_finish()
  */
 static inline void vring_element_unmap(Vring *vring,
                                        const VirtQueueElement *elem,

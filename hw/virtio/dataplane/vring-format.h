@@ -1,7 +1,7 @@
 /*
- * The two ring formats
+ * The two ring formats: what vring-split.c and vring-packed.c offer to vring.c
  *
- * What vring-split.c and vring-packed.c offer to vring.c; not for devices.
+ * Not for devices.
  *
  * Copyright (c) 2026 the virtio-blk data plane authors
  *
@@ -13,10 +13,13 @@
 
 #include "hw/virtio/dataplane/vring.h"
 
-/* Vring.event_flags; no flags that a packed ring may have */
+/* Vring.event_flags when unknown: a value that no packed ring has */
 #define VRING_EVENT_FLAGS_UNKNOWN 0xffff
 
-/* The formats; contracts are those in vring.h. */
+/*
+ * vring.h describes the function vring_NAME() for each NAME here.  init checks
+ * the configuration and sets up what depends on the format.
+ */
 bool vring_split_init(Vring *vring, Error **errp);
 int vring_split_pop(Vring *vring, VirtQueueElement *elem, VringVectors *vecs);
 void vring_split_unpop(Vring *vring);

@@ -5,10 +5,10 @@
  * MemoryListener reports, and provides the general mapping path.  Does not
  * know rings or requests.
  *
- * A table is replaced only when RAM comes or goes, or an IOMMU drops
- * translations that somebody watches; BARs that move do not matter.  It
- * references memory regions, not FlatViews: a FlatView would keep every other
- * device alive that was plugged at that time.
+ * A table is replaced only when RAM comes or goes, or when an IOMMU drops
+ * translations of a watched range, but not when a BAR moves.  It references
+ * memory regions, not FlatViews: a FlatView would keep alive every other device
+ * that was plugged at that time.
  *
  * Copyright (c) 2026 the virtio-blk data plane authors
  *
@@ -22,7 +22,7 @@
 #include "system/dma.h"
 #include "hw/virtio/dataplane/vring-memory.h"
 
-/* A range that somebody wants to hear of if an IOMMU changes it */
+/* A range of addresses whose translations by an IOMMU are watched */
 typedef struct VringWatch {
     hwaddr addr;
     hwaddr len;
@@ -47,7 +47,7 @@ struct VringMemory {
     /* Writer: BQL held.  Readers: any thread, under RCU. */
     VringRamTable *table;
 
-    /* The sections that the next table is made of; BQL held. */
+    /* The contents of the next table; BQL held */
     GArray *regions;
     bool dirty;
 
@@ -69,15 +69,15 @@ void vring_ram_table_unref(VringRamTable *table)
 {
     if (table && qatomic_fetch_dec(&table->refcount) == 1) {
         /*
-         * A reader may still be about to try for a reference; and the last
-         * reference to a memory region is to be dropped with the BQL held,
-         * as it is in an RCU callback.
+         * A reader may still try to get a reference.  Besides, the last
+         * reference to a memory region must be dropped with the BQL held, as
+         * in an RCU callback.
          */
         call_rcu(table, ram_table_free, rcu);
     }
 }
 
-/* False if the table is already on its way out */
+/* Returns false if the last reference has already been dropped */
 static bool ram_table_try_ref(VringRamTable *table)
 {
     int old = qatomic_read(&table->refcount);
@@ -100,7 +100,7 @@ VringRamTable *vring_memory_get_table(VringMemory *mem)
     for (;;) {
         VringRamTable *table = qatomic_rcu_read(&mem->table);
 
-        /* Fails only if a newer table has been published meanwhile */
+        /* Fails only if a newer table was published meanwhile */
         if (ram_table_try_ref(table)) {
             return table;
         }
@@ -165,7 +165,7 @@ static bool mem_is_watched(VringMemory *mem, hwaddr first, hwaddr last)
     return false;
 }
 
-/* Context: BQL held, in the middle of the IOMMU's own work */
+/* IOMMUNotify.  Context: BQL held; the IOMMU is being changed */
 static void iommu_notify_unmap(IOMMUNotifier *notifier, IOMMUTLBEntry *entry)
 {
     VringIOMMU *iommu = container_of(notifier, VringIOMMU, notifier);
@@ -173,7 +173,7 @@ static void iommu_notify_unmap(IOMMUNotifier *notifier, IOMMUTLBEntry *entry)
     hwaddr first = MAX(entry->iova, iommu->first);
     hwaddr last = entry->iova + entry->addr_mask;
 
-    /* A guest may name a range that goes on beyond 2^64 */
+    /* A guest may invalidate a range that extends beyond 2^64. */
     if (last < entry->iova) {
         last = HWADDR_MAX;
     }
@@ -187,11 +187,11 @@ static void iommu_notify_unmap(IOMMUNotifier *notifier, IOMMUTLBEntry *entry)
 
 /*
  * The notifier is for the whole region, not only for the section: QEMU asserts
- * that what an IOMMU drops lies within a notifier's range, or wholly outside,
- * and a guest may drop more than the section, which Intel's has two of.
+ * that a dropped range lies either inside a notifier's range or outside of it,
+ * and a guest may drop more than one section.  Intel's IOMMU has two.
  *
  * A device IOTLB needs no other kind of notifier: a guest invalidates the
- * IOMMU's own cache first, and this is reported.
+ * IOMMU's own cache first, which is reported.
  */
 static void iommu_add(VringMemory *mem, MemoryRegionSection *section)
 {
@@ -214,7 +214,7 @@ static void iommu_add(VringMemory *mem, MemoryRegionSection *section)
     if (memory_region_register_iommu_notifier(iommu->mr, &iommu->notifier,
                                               &err) < 0) {
         warn_reportf_err(err, "virtio-blk data plane: the IOMMU cannot report "
-                         "what it drops; the guest must not move its "
+                         "unmapped translations; the guest must not move its "
                          "virtqueues: ");
         memory_region_unref(iommu->mr);
         g_free(iommu);
@@ -367,7 +367,7 @@ void vring_memory_free(VringMemory *mem)
     if (!mem) {
         return;
     }
-    /* Unregistering reports all regions as gone, which is not news. */
+    /* Unregistering reports that all regions go: ignore that. */
     mem->listener.region_del = NULL;
     mem->listener.commit = NULL;
     memory_listener_unregister(&mem->listener);
@@ -382,8 +382,9 @@ void vring_memory_free(VringMemory *mem)
 /* The general path */
 
 /*
- * Finds RAM and nothing else.  Returns NULL, or a host pointer that is valid
- * until the RCU read lock is released, with @len cut to what is contiguous.
+ * Returns a host pointer that is valid until the RCU read lock is released,
+ * with @len reduced to what is contiguous, or NULL if the address is not in
+ * RAM.
  */
 static void *mem_find_ram(VringMemory *mem, hwaddr addr, hwaddr *len,
                           bool is_write, MemoryRegion **mr)
@@ -434,7 +435,7 @@ void *vring_memory_map(VringMemory *mem, hwaddr addr, hwaddr *len,
 void vring_memory_unmap(VringMemory *mem, void *host, hwaddr len,
                         bool is_write)
 {
-    /* For RAM this finds the region, marks it dirty, drops the reference. */
+    /* Finds the region of the RAM, marks it dirty, and drops the reference */
     dma_memory_unmap(mem->as, host, len,
                      is_write ? DMA_DIRECTION_FROM_DEVICE
                               : DMA_DIRECTION_TO_DEVICE, len);

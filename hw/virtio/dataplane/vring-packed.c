@@ -1,14 +1,14 @@
 /*
  * The device side of a packed virtqueue (VIRTIO 1.3, 2.8)
  *
- * Knows the layout and the rules of the packed format.  Works on host
- * pointers; does not know where they come from, nor who calls.
+ * Knows the layout and the rules of the packed format.  Does not know how guest
+ * memory is mapped (vring-area.c, vring-chain.c).
  *
  * The ring is shared with the driver, which runs concurrently and may be
  * hostile: each field is read once, into a local variable, and only what was
- * checked is used.  Positions and wrap counters are the device's own and never
- * read back; a buffer's id is the driver's, returned as it came, and indexes
- * nothing.
+ * checked is used.  The device keeps positions and wrap counters and never
+ * reads them back.  The driver chooses a buffer's id; it is returned unchanged
+ * and never used as an index.
  *
  * Which barrier pairs with which:
  *
@@ -78,7 +78,7 @@ bool vring_packed_init(Vring *vring, Error **errp)
     return true;
 }
 
-/* Goes on by @slots, no more than the ring has */
+/* Advances a position by @slots, at most the size of the ring */
 static void packed_advance(const Vring *vring, uint16_t *pos, bool *wrap,
                            unsigned slots)
 {
@@ -98,7 +98,7 @@ static uint16_t packed_load_flags(Vring *vring, unsigned pos)
     return vring_load16(vring->swap, &vring_desc_at(vring, pos)->packed.flags);
 }
 
-/* AVAIL is what is expected in this lap and USED is not (2.8.1) */
+/* AVAIL equals the wrap counter and USED does not (2.8.1) */
 static bool packed_is_avail(uint16_t flags, bool wrap)
 {
     return !!(flags & PACKED_DESC_AVAIL) == wrap &&
@@ -119,7 +119,7 @@ static void packed_swap_desc(const Vring *vring, VringDesc *desc)
     desc->packed.flags = vring_to_cpu16(vring->swap, desc->packed.flags);
 }
 
-/* All but the flags, which were read already and must not be read twice */
+/* All but the flags, which were already read and must not be read again */
 static void packed_load_desc(const Vring *vring, unsigned pos,
                              VringDesc *desc)
 {
@@ -128,13 +128,13 @@ static void packed_load_desc(const Vring *vring, unsigned pos,
     desc->addr = vring_to_cpu64(vring->swap, ring->addr);
     desc->len = vring_to_cpu32(vring->swap, ring->len);
     desc->packed.id = vring_to_cpu16(vring->swap, ring->packed.id);
-    /* Keeps the compiler from reading a field again. */
+    /* Do not let the compiler read a field again. */
     barrier();
 }
 
 /*
- * All of a table's entries are part of the buffer, and of their flags only
- * WRITE means something (2.8.7, 2.8.19).
+ * All entries of an indirect table belong to the buffer, and only WRITE is
+ * valid among their flags (2.8.7, 2.8.19).
  */
 static int packed_read_desc_table(Vring *vring, hwaddr addr, uint32_t len,
                                   VringChain *chain)
@@ -160,8 +160,8 @@ static int packed_read_desc_table(Vring *vring, hwaddr addr, uint32_t len,
 }
 
 /*
- * Reads the list that begins at the next position with @flags, which said that
- * it is available.
+ * Reads the list at the next position, whose first descriptor has @flags and is
+ * available.
  *
  * Returns: the number of descriptors, with @id set, or a negative VringError
  */
@@ -195,7 +195,7 @@ static int packed_read_list(Vring *vring, uint16_t flags, VringChain *chain,
             *id = desc.packed.id;
             return n;
         }
-        /* All of a list is made available before its first (2.8.17) */
+        /* The driver makes the first available last (2.8.17) */
         packed_advance(vring, &pos, &wrap, 1);
         flags = packed_load_flags(vring, pos);
         if (unlikely(!packed_is_avail(flags, wrap))) {
@@ -214,7 +214,7 @@ int vring_packed_pop(Vring *vring, VirtQueueElement *elem, VringVectors *vecs)
     if (!packed_is_avail(flags, vring->avail_wrap)) {
         return 0;
     }
-    /* The rest of the list is read after what shows it (2.8.15) */
+    /* Read the rest of the list after the flags that show it (2.8.15) */
     smp_rmb();
     vring_chain_begin(&chain, vecs);
     ret = packed_read_list(vring, flags, &chain, &id);
@@ -239,8 +239,8 @@ void vring_packed_unpop(Vring *vring, unsigned ndescs)
 /* Returning buffers */
 
 /*
- * A used descriptor that is not the first of those that are yet to be shown is
- * complete at once: the driver does not look beyond the first (2.8.12).
+ * Only the flags of the first unpublished descriptor are kept back: the driver
+ * does not look beyond it (2.8.12).
  */
 void vring_packed_push(Vring *vring, unsigned id, unsigned ndescs,
                        uint32_t len)
@@ -249,7 +249,7 @@ void vring_packed_push(Vring *vring, unsigned id, unsigned ndescs,
     uint16_t flags = vring->used_wrap ? PACKED_DESC_AVAIL | PACKED_DESC_USED
                                       : 0;
 
-    /* The length means something only with WRITE (2.8.4) */
+    /* The length is valid only with WRITE (2.8.4) */
     if (len) {
         flags |= VRING_DESC_WRITE;
     }
@@ -264,7 +264,7 @@ void vring_packed_push(Vring *vring, unsigned id, unsigned ndescs,
     packed_advance(vring, &vring->used_idx, &vring->used_wrap, ndescs);
 }
 
-/* Where the unpublished begin; all of the ring may be unpublished */
+/* The first unpublished position; all of the ring may be unpublished */
 static unsigned packed_first_unpublished(const Vring *vring)
 {
     unsigned used = vring->used_idx, slots = vring->unpublished_slots;
@@ -276,7 +276,7 @@ void vring_packed_publish(Vring *vring)
 {
     unsigned from = packed_first_unpublished(vring);
 
-    /* Used descriptors and data are in place before the first shows them */
+    /* Write used descriptors and data before the flags that show them. */
     smp_wmb();
     vring_store16(vring->swap, &vring_desc_at(vring, from)->packed.flags,
                   vring->first_flags);
@@ -292,9 +292,9 @@ void vring_packed_publish(Vring *vring)
 /* Notifications */
 
 /*
- * Has the position that the driver waits for been passed by the last @slots
- * that became visible?  Within a list or a batch counts, too.  An offset beyond
- * the ring, which no driver may ask for, gives either answer.
+ * Is the position that the driver waits for among the last @slots that were
+ * published?  It may be within a list or a batch.  For an offset beyond the
+ * ring, which a driver must not use, the answer may be either.
  */
 static bool packed_event_passed(const Vring *vring, uint16_t off_wrap,
                                 unsigned slots)
@@ -316,7 +316,7 @@ bool vring_packed_should_notify(Vring *vring)
     const VringEvent *event;
     uint16_t flags;
 
-    /* The driver must see used descriptors before we look at its wish. */
+    /* The driver must see used descriptors before we read its wish. */
     smp_mb();
     vring->unsignalled_slots = 0;
     vring->signalled_used_valid = true;
@@ -329,7 +329,7 @@ bool vring_packed_should_notify(Vring *vring)
     if (flags != PACKED_EVENT_DESC || !vring->config.event_idx || !valid) {
         return true;
     }
-    /* The driver writes the offset before the flags that refer to it. */
+    /* The driver writes the offset before the flags that make it valid. */
     smp_rmb();
     return packed_event_passed(vring,
                                vring_load16(vring->swap, &event->off_wrap),
@@ -348,8 +348,8 @@ static void packed_set_event_flags(Vring *vring, uint16_t flags)
 void vring_packed_disable_notification(Vring *vring)
 {
     /*
-     * An offset that lies behind suppresses notifications as well, but for one
-     * in two laps, and spares the driver's CPU a cache miss for each batch.
+     * An old offset suppresses all notifications but one in two laps, and
+     * leaving it alone saves the driver's CPU a cache miss per batch.
      */
     if (vring->event_flags != PACKED_EVENT_DESC &&
         vring->event_flags != PACKED_EVENT_DISABLE) {
@@ -365,13 +365,13 @@ bool vring_packed_enable_notification(Vring *vring)
         vring_store16(vring->swap, &event->off_wrap,
                       vring->last_avail_idx |
                       (vring->avail_wrap ? PACKED_EVENT_WRAP : 0));
-        /* The flags refer to the offset. */
+        /* Write the offset before the flags that make it valid. */
         smp_wmb();
         packed_set_event_flags(vring, PACKED_EVENT_DESC);
     } else if (vring->event_flags != PACKED_EVENT_ENABLE) {
         packed_set_event_flags(vring, PACKED_EVENT_ENABLE);
     }
-    /* Asked first, then looked: what comes between is not lost (2.8.21.2) */
+    /* Ask before looking, so that no buffer is missed (2.8.21.2) */
     smp_mb();
     return vring_packed_more_avail(vring);
 }

@@ -1,8 +1,8 @@
 /*
  * The device side of a split virtqueue (VIRTIO 1.3, 2.7)
  *
- * Knows the layout and the rules of the split format.  Works on host
- * pointers; does not know where they come from, nor who calls.
+ * Knows the layout and the rules of the split format.  Does not know how guest
+ * memory is mapped (vring-area.c, vring-chain.c).
  *
  * The ring is shared with the driver, which runs concurrently and may be
  * hostile: each field is read once, into a local variable, and only what was
@@ -69,7 +69,7 @@ static const uint16_t *split_avail_idx(const Vring *vring)
     return vring_area_at(&vring->avail, offsetof(VringAvail, idx));
 }
 
-/* Entry @i of the available ring; that behind the last one is used_event */
+/* Entry @i of the available ring; behind the last one is used_event */
 static const uint16_t *split_avail_entry(const Vring *vring, unsigned i)
 {
     return vring_area_at(&vring->avail,
@@ -154,7 +154,7 @@ static void split_swap_desc(VringDesc *desc)
     desc->next = bswap16(desc->next);
 }
 
-/* Goes on in the indirect table that @desc points to (2.7.5.3) */
+/* Continues in the indirect table that @desc points to (2.7.5.3) */
 static int split_enter_desc_table(Vring *vring, VringDesc desc,
                                   VringDescTable *table)
 {
@@ -218,10 +218,10 @@ static int split_read_chain(Vring *vring, uint16_t head, VringChain *chain)
 }
 
 /*
- * Has the indirect table of the next but one chain brought near, as the driver
- * wrote it on another CPU a moment ago.  The next one's was asked for by the
- * last call.  What is read here is a hint and may be anything: it is not used
- * beyond this, and the pop that follows reads it as if for the first time.
+ * Prefetches the indirect table of the next chain but one: the driver has just
+ * written it on another CPU.  The previous call has prefetched the next one's.
+ * The values read here are only hints and need no check: the pop that follows
+ * reads them again.
  */
 static void split_prefetch(Vring *vring)
 {
@@ -275,7 +275,7 @@ void vring_split_push(Vring *vring, unsigned id, uint32_t len)
 {
     uint32_t offset = split_used_offset(vring->used_idx & vring->mask);
 
-    /* Each by itself, as an element may lie across the end of a page. */
+    /* One by one, because an element may cross the end of a page. */
     vring_store32(vring->swap,
                   vring_area_at(&vring->used,
                                 offset + offsetof(VringUsedElement, id)), id);
@@ -302,7 +302,7 @@ static void split_set_published_dirty(Vring *vring)
 
 void vring_split_publish(Vring *vring)
 {
-    /* Elements and data are in place before the index shows them (2.7.8.2) */
+    /* Write elements and data before the index that shows them (2.7.8.2) */
     smp_wmb();
     vring_store16(vring->swap,
                   vring_area_at(&vring->used, offsetof(VringUsed, idx)),
@@ -319,7 +319,7 @@ bool vring_split_should_notify(Vring *vring)
     bool valid = vring->signalled_used_valid;
     uint16_t event;
 
-    /* The driver must see the index before we look at its wish (2.7.7.2) */
+    /* The driver must see the index before we read its wish (2.7.7.2) */
     smp_mb();
     if (vring->config.event_idx) {
         vring->signalled_used = new;
@@ -351,8 +351,8 @@ static void split_set_used_flags(Vring *vring, uint16_t flags)
 void vring_split_disable_notification(Vring *vring)
 {
     /*
-     * With EVENT_IDX an avail_event that lies behind already suppresses
-     * notifications, and used->flags stays 0 (2.7.10.2).
+     * With EVENT_IDX the old avail_event suppresses notifications already, and
+     * used->flags must stay 0 (2.7.10.2).
      */
     if (!vring->config.event_idx) {
         split_set_used_flags(vring, SPLIT_USED_NO_NOTIFY);
@@ -370,7 +370,7 @@ bool vring_split_enable_notification(Vring *vring)
     } else {
         split_set_used_flags(vring, 0);
     }
-    /* Asked first, then looked: what comes between is not lost (2.7.10.2) */
+    /* Ask before looking, so that no buffer is missed (2.7.10.2) */
     smp_mb();
     return vring_split_more_avail(vring);
 }

@@ -1,8 +1,8 @@
 /*
- * Looking guest addresses up
+ * Looking up guest addresses in a table of RAM regions
  *
- * Knows tables of RAM regions.  Does not know how they are made, so that tests
- * can make their own (vring-memory.c).
+ * Does not know how tables are made (vring-memory.c does), so that tests can
+ * make their own.
  *
  * Copyright (c) 2026 the virtio-blk data plane authors
  *

@@ -2,10 +2,10 @@
  * The device side of one virtqueue: taken from and returned to QEMU
  *
  * Knows VirtIODevice and VirtQueue, and which kinds of queue a Vring can
- * serve.  The only file of the ring that does.
+ * serve.  No other file of the ring does.
  *
- * While a Vring is set up its VirtQueue is not to be used: positions live in
- * the Vring, and there is no second copy.
+ * While a Vring is set up nothing may use its VirtQueue: only the Vring has the
+ * current positions.
  *
  * Copyright (c) 2026 the virtio-blk data plane authors
  *
@@ -35,8 +35,7 @@ static void ring_unwatch_areas(const Vring *vring)
 
 /*
  * With VIRTIO_F_IN_ORDER the VirtQueue knows the order of the elements in
- * flight, unless they came from another host: the migration stream has none of
- * it.
+ * flight, unless they were migrated: the migration stream does not contain it.
  */
 static bool order_take(Vring *vring, const VirtQueueElement *used_elems)
 {
@@ -74,7 +73,7 @@ static void order_return(const Vring *vring, VirtQueueElement *used_elems)
     }
 }
 
-/* A driver may change the size of a queue that it uses, which none should. */
+/* A buggy driver may change the size of a queue in use. */
 static bool state_fits(const Vring *vring, const VirtQueueRingState *state)
 {
     unsigned num = vring->config.num;
@@ -95,7 +94,7 @@ static bool state_take(Vring *vring, const VirtQueueRingState *state,
     vring->signalled_used = state->signalled_used;
     vring->signalled_used_valid = state->signalled_used_valid;
     vring->inuse = state->inuse;
-    /* In a packed ring it is valid for one lap only. */
+    /* In a packed ring signalled_used is valid for one lap only. */
     vring->unsignalled_slots = state->used_idx - state->signalled_used;
 
     if (vring->order && !order_take(vring, state->used_elems)) {
@@ -128,12 +127,12 @@ bool vring_setup(Vring *vring, VirtIODevice *vdev, int n, VringMemory *mem,
 
     assert(bql_locked());
     if (xen_enabled()) {
-        /* Xen maps guest memory piece by piece: no host pointer stays valid. */
+        /* Xen maps guest memory piecemeal: host pointers do not stay valid. */
         error_setg(errp, "rings in a Xen guest's memory are not supported");
         return false;
     }
     if (!vring_open(vring, &config, mem, errp)) {
-        /* No device can work with a ring outside of its memory. */
+        /* QEMU's own path cannot use a ring outside of RAM either. */
         if (vring->lost) {
             vdev->broken = true;
         }
@@ -154,7 +153,7 @@ bool vring_setup(Vring *vring, VirtIODevice *vdev, int n, VringMemory *mem,
     return true;
 }
 
-/* Where the driver was considered last, if that is in this lap of the ring */
+/* The position of the last check, valid if it is in this lap of the ring */
 static void state_return_signalled(const Vring *vring,
                                    VirtQueueRingState *state)
 {

@@ -73,7 +73,10 @@ static bool ring_map_area(Vring *vring, VringArea *area, bool is_write)
                           &vring->region_hint, is_write);
 }
 
-/* Finds the ring's areas anew.  They are lost together. */
+/*
+ * Unmaps the ring's areas and maps them with the current table.  If one of them
+ * is not in RAM all are unmapped, and the ring is lost.
+ */
 static bool ring_remap_areas(Vring *vring)
 {
     bool found;
@@ -86,7 +89,7 @@ static bool ring_remap_areas(Vring *vring)
         ring_unmap_areas(vring);
     }
     qatomic_set(&vring->lost, !found);
-    /* What stands in memory that has returned is not known. */
+    /* Memory that has returned may contain anything. */
     vring->event_flags = VRING_EVENT_FLAGS_UNKNOWN;
     return found;
 }
@@ -136,11 +139,11 @@ void vring_close(Vring *vring)
     vring->order = NULL;
 }
 
-/* Returns what it published */
+/* Returns the number of elements that it published */
 static __attribute__((noinline)) unsigned ring_change_memory(Vring *vring)
 {
     VringRamRef *old = vring->ram_ref;
-    /* The old table keeps the ring's memory: this is the last chance. */
+    /* The old table still keeps the ring's memory: this is the last chance. */
     unsigned count = vring_publish(vring);
 
     vring->ram_ref = vring_ram_ref_new(vring_memory_get_table(vring->mem));
@@ -160,7 +163,7 @@ unsigned vring_refresh_memory(Vring *vring)
     return ring_change_memory(vring);
 }
 
-/* Puts a used element into the ring, unless the driver is not to see it */
+/* Puts a used element into the ring, unless that is broken or lost */
 static inline void ring_put_used(Vring *vring, unsigned id, unsigned ndescs,
                                  uint32_t len)
 {
@@ -182,11 +185,11 @@ static inline void ring_put_used(Vring *vring, unsigned id, unsigned ndescs,
 
 static VringOrderEntry *order_at(Vring *vring, unsigned pos)
 {
-    /* Split positions count on beyond the ring, packed ones do not. */
+    /* Positions of a split ring go on beyond its size. */
     return &vring->order[pos % vring->config.num];
 }
 
-/* @elem was popped last */
+/* Appends the element that was just popped */
 static void order_append(Vring *vring, const VirtQueueElement *elem)
 {
     unsigned pos = vring->last_avail_idx + vring->config.num - elem->ndescs;
@@ -198,9 +201,9 @@ static void order_append(Vring *vring, const VirtQueueElement *elem)
 }
 
 /*
- * Most requests complete about in the order in which they came, so that the
- * search is short.  A driver may use an id twice, at its own loss: the older
- * element is meant then.
+ * Most requests complete roughly in the order in which they came, so the search
+ * is short.  If a driver uses an id twice, that is its fault, and the older
+ * element is returned.
  */
 static VringOrderEntry *order_find(Vring *vring, unsigned id)
 {
@@ -218,7 +221,7 @@ static VringOrderEntry *order_find(Vring *vring, unsigned id)
     return NULL;
 }
 
-/* Returns all elements that have none before them in flight any more */
+/* Returns the elements that no longer wait for an older one */
 static void order_flush(Vring *vring)
 {
     while (vring->inuse) {
@@ -356,7 +359,7 @@ unsigned vring_publish(Vring *vring)
 bool vring_should_notify(Vring *vring)
 {
     if (unlikely(vring->lost)) {
-        /* What the driver wishes cannot be read. */
+        /* The driver's wish cannot be read. */
         return true;
     }
     return vring->config.packed ? vring_packed_should_notify(vring)
