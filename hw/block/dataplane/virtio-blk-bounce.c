@@ -1,12 +1,12 @@
 /*
  * Requests of a virtio-blk data plane with buffers that are not in RAM
  *
- * Knows how MMIO and RAM devices are accessed for the disk: a copy of such a
- * buffer is what the block layer reads or writes.  Does not know rings and does
- * not parse requests.
+ * Knows how MMIO and RAM devices are accessed for the disk: the block layer
+ * reads or writes a copy of such a buffer.  Does not know rings and does not
+ * parse requests.
  *
- * The accesses need the BQL, and whoever stops the plane waits for its IOThread
- * with the BQL held.  So the IOThread never takes it: the main loop makes all
+ * The accesses need the BQL, but stopping the plane waits for the IOThread with
+ * the BQL held.  So the IOThread never takes the BQL: the main loop makes all
  * accesses in a bottom half, and a request goes there and back:
  *
  *   data_plane_bounce_map()     a request is popped unmapped: the queue stalls
@@ -16,13 +16,13 @@
  *   bounce_bh()                   writes what is device-writable
  *   ops->unmapped()             the queue shows it to the driver
  *
- * Neither way is waited for by a drain, and a stop does not make accesses.  It
- * puts the stalled request back into the ring, and parks what is completed as
- * if by the error policy: the next start does that again.
+ * A drain does not wait for these accesses, and a stop does not make them.  A
+ * stop puts the stalled request back into the ring, and parks completed
+ * requests like the error policy does, so that the next start runs them again.
  *
- * An access may have any effect, such as to stop, reset or unplug this very
- * device.  Therefore the bottom half runs only at the top of the main loop, and
- * looks at nothing of the device after an access that has stopped the queue.
+ * An access may have any effect: it may even stop, reset or unplug this device.
+ * Therefore the bottom half runs only at the top of the main loop, and does not
+ * touch the device after an access that has stopped the queue.
  *
  * Copyright (c) 2026 the virtio-blk data plane authors
  *
@@ -38,12 +38,13 @@
 #include "trace.h"
 
 /*
- * When to look for room again, if others have it.  A map client of the address
- * space would be called as long as there is any room, be it too little.
+ * How often to retry when other devices use the room for copies.  A map client
+ * of the address space would be called whenever there is any room, even too
+ * little.
  */
 #define RETRY_MS 1
 
-/* A completed request while it is kept for the main loop */
+/* A completed request that the main loop has to unmap */
 struct DataPlaneBounced {
     VirtIOBlockReq *req;
     VringVectors *vecs;
@@ -53,8 +54,8 @@ struct DataPlaneBounced {
 };
 
 /*
- * What the bottom half is at.  The vectors are copies: those of the request
- * are gone when the queue has stopped meanwhile.
+ * The access that the bottom half is making.  The vectors are copies: those of
+ * the request are gone if the queue stops meanwhile.
  */
 struct DataPlaneAccess {
     AddressSpace *as;
@@ -62,8 +63,8 @@ struct DataPlaneAccess {
     unsigned out_num;           /* device-readable ones among them */
     struct iovec *iov;
     hwaddr *addr;
-    DataPlaneBounced *bounced;  /* what is being unmapped, or NULL */
-    bool stopped;               /* the queue, by this access */
+    DataPlaneBounced *bounced;  /* the request being unmapped, or NULL */
+    bool stopped;               /* this access has stopped the queue */
 };
 
 /* Vectors */
@@ -96,7 +97,7 @@ static DMADirection access_direction(const DataPlaneAccess *access, unsigned i)
                                : DMA_DIRECTION_FROM_DEVICE;
 }
 
-static bool is_copy(const struct iovec *iov)
+static bool vector_is_copy(const struct iovec *iov)
 {
     RCU_READ_LOCK_GUARD();
     ram_addr_t offset;
@@ -105,22 +106,22 @@ static bool is_copy(const struct iovec *iov)
 }
 
 /*
- * The first @num vectors; without @used no copy is written back.  A queue that
- * has stopped may have been reset: its driver wants no more data.
+ * Unmaps the first @num vectors; without @used writes no copy back.  A queue
+ * that has stopped may have been reset, so its driver expects no more data.
  */
 static void access_unmap(DataPlaneAccess *access, unsigned num, bool used)
 {
     for (unsigned i = 0; i < num; i++) {
         struct iovec *iov = &access->iov[i];
-        bool drop = is_copy(iov) && (!used || access->stopped);
+        bool drop = vector_is_copy(iov) && (!used || access->stopped);
 
         dma_memory_unmap(access->as, iov->iov_base, iov->iov_len,
                          access_direction(access, i), drop ? 0 : iov->iov_len);
     }
 }
 
-/* Is a vector in RAM that dma_memory_map() maps without a copy? */
-static bool is_ram(DataPlaneAccess *access, unsigned i)
+/* Is a vector in RAM, so that dma_memory_map() makes no copy? */
+static bool access_is_ram(DataPlaneAccess *access, unsigned i)
 {
     RCU_READ_LOCK_GUARD();
     bool is_write = i >= access->out_num;
@@ -133,10 +134,11 @@ static bool is_ram(DataPlaneAccess *access, unsigned i)
 }
 
 /*
- * Before anything is accessed, as a register may mind to be read twice.
+ * Checks all vectors before the first access, because reading a register twice
+ * may have side effects.
  *
- * Returns: 0; -EAGAIN if others take the room for copies; or -EFAULT if there
- * is nothing at an address, or never room enough
+ * Returns: 0; -EAGAIN if there is no room for copies now; or -EFAULT if there
+ * is nothing at an address, or if there can never be enough room
  */
 static int access_check(DataPlaneAccess *access)
 {
@@ -146,11 +148,11 @@ static int access_check(DataPlaneAccess *access)
     for (unsigned i = 0; i < access->num; i++) {
         hwaddr len = access->iov[i].iov_len;
 
-        if (is_ram(access, i)) {
+        if (access_is_ram(access, i)) {
             continue;
         }
         copies += len;
-        /* What dma_memory_map() copies from nowhere, or to nowhere, is lost. */
+        /* dma_memory_map() does not report an access that fails. */
         if (copies > as->max_bounce_buffer_size ||
             !address_space_access_valid(as, access->addr[i], len,
                                         i >= access->out_num,
@@ -178,7 +180,7 @@ static int access_map_vector(DataPlaneAccess *access, unsigned i)
     if (len == iov->iov_len) {
         return 0;
     }
-    copy = is_copy(iov);
+    copy = vector_is_copy(iov);
     dma_memory_unmap(access->as, iov->iov_base, len,
                      access_direction(access, i), 0);
     return copy ? -EAGAIN : -EFAULT;
@@ -204,14 +206,14 @@ static int access_map(DataPlaneAccess *access)
 /* The main loop's part */
 
 /* Context: main loop */
-static void retry(void *opaque)
+static void bounce_retry(void *opaque)
 {
     DataPlaneBounce *b = opaque;
 
     qemu_bh_schedule(b->bh);
 }
 
-static void map_stalled(DataPlaneBounce *b, DataPlaneAccess *access)
+static void bounce_map_stalled(DataPlaneBounce *b, DataPlaneAccess *access)
 {
     int ret;
 
@@ -222,7 +224,7 @@ static void map_stalled(DataPlaneBounce *b, DataPlaneAccess *access)
     access_init(access, &b->stalled->elem);
     ret = access_map(access);
     if (access->stopped) {
-        /* The queue has put the request back. */
+        /* Stopping has put the request back. */
     } else if (ret == -EAGAIN) {
         timer_mod(b->retry_timer, qemu_clock_get_ms(QEMU_CLOCK_REALTIME) +
                                   RETRY_MS);
@@ -238,7 +240,7 @@ static void map_stalled(DataPlaneBounce *b, DataPlaneAccess *access)
     access_cleanup(access);
 }
 
-static void hand_over(DataPlaneBounce *b, DataPlaneBounced *bounced)
+static void bounce_hand_over(DataPlaneBounce *b, DataPlaneBounced *bounced)
 {
     if (bounced->vecs) {
         vring_set_unmapped(bounced->vecs);
@@ -248,9 +250,9 @@ static void hand_over(DataPlaneBounce *b, DataPlaneBounced *bounced)
     }
 }
 
-/* The first of one of the two lists, or NULL */
-static DataPlaneBounced *take_first(DataPlaneBounce *b,
-                                    DataPlaneBouncedList *list)
+/* Removes the first request of one of the two lists, if any */
+static DataPlaneBounced *bounce_take_first(DataPlaneBounce *b,
+                                           DataPlaneBouncedList *list)
 {
     DataPlaneBounced *bounced;
 
@@ -262,21 +264,21 @@ static DataPlaneBounced *take_first(DataPlaneBounce *b,
     return bounced;
 }
 
-static void unmap_completed(DataPlaneBounce *b, DataPlaneAccess *access)
+static void bounce_unmap_completed(DataPlaneBounce *b, DataPlaneAccess *access)
 {
-    access->bounced = take_first(b, &b->completed);
+    access->bounced = bounce_take_first(b, &b->completed);
     if (!access->bounced) {
         return;
     }
     access_init(access, &access->bounced->req->elem);
     trace_virtio_blk_data_plane_bounce_unmap(b->vdev, b->index, access->num);
-    /* A device that is broken, or no bus master, does not write. */
+    /* A broken device, or one without bus mastering, does not write. */
     access_unmap(access, access->num, !virtio_device_disabled(b->vdev));
     if (!access->stopped) {
-        hand_over(b, access->bounced);
+        bounce_hand_over(b, access->bounced);
         access->bounced = NULL;
         qemu_bh_schedule(b->unmapped_bh);
-        /* One at a time, so that a busy queue leaves the main loop alone */
+        /* One at a time, so that a busy queue does not starve the main loop */
         qemu_bh_schedule(b->bh);
     }
     access_cleanup(access);
@@ -300,14 +302,14 @@ static void bounce_bh(void *opaque)
     }
     object_ref(OBJECT(owner));
     b->access = &access;
-    unmap_completed(b, &access);
+    bounce_unmap_completed(b, &access);
     if (!access.stopped) {
-        map_stalled(b, &access);
+        bounce_map_stalled(b, &access);
     }
     if (!access.stopped) {
         b->access = NULL;
     }
-    /* The BH's guard against reentrance is a part of the owner. */
+    /* The BH's reentrancy guard is part of the owner. */
     aio_bh_schedule_oneshot(qemu_get_aio_context(), unref_owner, owner);
 }
 
@@ -318,7 +320,7 @@ static void keep_request(VirtIOBlockReq *req)
 {
 }
 
-/* The request can be completed, parked or given up, and released then. */
+/* Returns the request, which can be completed, parked or given up now */
 static VirtIOBlockReq *bounced_free(DataPlaneBounced *bounced)
 {
     VirtIOBlockReq *req = bounced->req;
@@ -334,7 +336,7 @@ static void unmapped_bh(void *opaque)
     DataPlaneBounce *b = opaque;
     DataPlaneBounced *bounced;
 
-    while ((bounced = take_first(b, &b->unmapped))) {
+    while ((bounced = bounce_take_first(b, &b->unmapped))) {
         unsigned char status = bounced->status;
 
         b->ops->unmapped(b, bounced_free(bounced), status);
@@ -403,10 +405,10 @@ void data_plane_bounce_start(DataPlaneBounce *b, AioContext *ctx)
     DeviceState *owner = qdev_get_parent_bus(DEVICE(b->vdev))->parent;
 
     GLOBAL_STATE_CODE();
-    /* Not polled by those who wait for something in the main loop */
+    /* A nested event loop of the main loop does not run this context. */
     b->bh = aio_bh_new_guarded(iohandler_get_aio_context(), bounce_bh, b,
                                &owner->mem_reentrancy_guard);
-    b->retry_timer = timer_new_ms(QEMU_CLOCK_REALTIME, retry, b);
+    b->retry_timer = timer_new_ms(QEMU_CLOCK_REALTIME, bounce_retry, b);
     b->unmapped_bh = aio_bh_new(ctx, unmapped_bh, b);
 }
 
@@ -420,7 +422,7 @@ void data_plane_bounce_stop(DataPlaneBounce *b)
     if (access) {
         access->stopped = true;
         if (access->bounced) {
-            hand_over(b, access->bounced);
+            bounce_hand_over(b, access->bounced);
         }
     }
 }
@@ -434,7 +436,7 @@ void data_plane_bounce_finish(DataPlaneBounce *b)
 
 VirtIOBlockReq *data_plane_bounce_cancel(DataPlaneBounce *b)
 {
-    DataPlaneBounced *bounced = take_first(b, &b->completed);
+    DataPlaneBounced *bounced = bounce_take_first(b, &b->completed);
 
     GLOBAL_STATE_CODE();
     return bounced ? bounced_free(bounced) : NULL;

@@ -23,19 +23,19 @@ typedef QSIMPLEQ_HEAD(, DataPlaneBounced) DataPlaneBouncedList;
 
 typedef struct DataPlaneBounceOps {
     /*
-     * The stalled request is mapped, or cannot be: -EFAULT
+     * The stalled request is mapped, or cannot be mapped: -EFAULT
      * Context: BQL held
      */
     void (*mapped)(DataPlaneBounce *b, int ret);
     /*
-     * A completed request is unmapped, and now the queue's again
+     * A completed request is unmapped, and belongs to the queue again
      * Context: the queue's AioContext
      */
     void (*unmapped)(DataPlaneBounce *b, VirtIOBlockReq *req,
                      unsigned char status);
 } DataPlaneBounceOps;
 
-/* Of the request that was popped last, if it waits to be mapped */
+/* State of the request that was popped last and was not mapped */
 typedef enum DataPlaneStall {
     DATA_PLANE_STALL_NONE,
     DATA_PLANE_STALL_WAITING,   /* the main loop is going to map it */
@@ -53,7 +53,7 @@ struct DataPlaneBounce {
      * MAPPED, with release; readers: acquire.
      */
     DataPlaneStall stall;
-    VirtIOBlockReq *stalled;    /* belongs to whom @stall says */
+    VirtIOBlockReq *stalled;    /* @stall tells to which of them it belongs */
     VringVectors *stalled_vecs;
 
     QemuMutex lock;             /* of the two lists */
@@ -63,17 +63,26 @@ struct DataPlaneBounce {
     QEMUBH *bh;                 /* in the main loop, while started */
     QEMUTimer *retry_timer;     /* likewise: schedules @bh */
     QEMUBH *unmapped_bh;        /* in the queue's AioContext, while started */
-    DataPlaneAccess *access;    /* BQL held: what @bh is at, or NULL */
+    DataPlaneAccess *access;    /* BQL held: @bh is making it; or NULL */
 };
 
 /**
  * data_plane_bounce_init: prepare for a device that is being realized
+ * @index: of the queue
+ *
  * Pair: data_plane_bounce_cleanup()
  *
  * Context: BQL held
  */
 void data_plane_bounce_init(DataPlaneBounce *b, const DataPlaneBounceOps *ops,
                             VirtIODevice *vdev, unsigned index);
+
+/**
+ * data_plane_bounce_cleanup: the pair of data_plane_bounce_init()
+ * @b: stopped, with no request left
+ *
+ * Context: BQL held
+ */
 void data_plane_bounce_cleanup(DataPlaneBounce *b);
 
 /**
@@ -87,27 +96,30 @@ void data_plane_bounce_cleanup(DataPlaneBounce *b);
 void data_plane_bounce_start(DataPlaneBounce *b, AioContext *ctx);
 
 /**
- * data_plane_bounce_stop: let the main loop access memory no more
+ * data_plane_bounce_stop: make no more accesses in the main loop
  *
- * May be called within such an access, when it makes the guest's device stop.
+ * This may happen during such an access, if that makes the device stop.
  *
- * To be followed by data_plane_bounce_finish(), and by data_plane_bounce_take()
- * and data_plane_bounce_cancel() until they return NULL.
+ * The caller must then call data_plane_bounce_finish(), and
+ * data_plane_bounce_take() and data_plane_bounce_cancel() until they return
+ * NULL.
+ *
+ * Pair: data_plane_bounce_start()
  *
  * Context: BQL held, drained
  */
 void data_plane_bounce_stop(DataPlaneBounce *b);
 
 /**
- * data_plane_bounce_finish: hand over what is unmapped; delete the bottom half
+ * data_plane_bounce_finish: return unmapped requests; delete the bottom half
  *
  * Context: the queue's AioContext, stopped
  */
 void data_plane_bounce_finish(DataPlaneBounce *b);
 
 /**
- * data_plane_bounce_map: have a request mapped that was popped unmapped
- * @req: popped last; @ops->mapped() is called when it is mapped
+ * data_plane_bounce_map: let the main loop map a request
+ * @req: popped last, and unmapped; @ops->mapped() is called when it is mapped
  * @vecs: what it was popped with
  *
  * Context: the queue's AioContext, not stalled
@@ -116,9 +128,9 @@ void data_plane_bounce_map(DataPlaneBounce *b, VirtIOBlockReq *req,
                            VringVectors *vecs);
 
 /**
- * data_plane_bounce_stall: may the queue go on?
+ * data_plane_bounce_stall: can the queue go on?
  *
- * One load per look at the ring.
+ * This is one load each time that the queue looks at the ring.
  *
  * Context: any thread
  */
@@ -128,17 +140,20 @@ static inline DataPlaneStall data_plane_bounce_stall(DataPlaneBounce *b)
 }
 
 /**
- * data_plane_bounce_take: the request that was stalled, if any
+ * data_plane_bounce_take: take the stalled request back, and end the stall
+ *
+ * Returns: the request, or NULL
+ *
+ * Pair: data_plane_bounce_map()
  *
  * Context: the queue's AioContext, not WAITING; or stopped
  */
 VirtIOBlockReq *data_plane_bounce_take(DataPlaneBounce *b);
 
 /**
- * data_plane_bounce_unmap: have a completed request unmapped
- * @req: kept although its owner is going to free it, until
- *       @ops->unmapped() has been called
- * @vecs: what it was popped with, or NULL if others have mapped it
+ * data_plane_bounce_unmap: let the main loop unmap a completed request
+ * @req: the caller may free it: it is kept until @ops->unmapped() is called
+ * @vecs: what it was popped with, or NULL if QEMU's virtqueue code mapped it
  *
  * Context: the queue's AioContext
  */
@@ -146,7 +161,11 @@ void data_plane_bounce_unmap(DataPlaneBounce *b, VirtIOBlockReq *req,
                              VringVectors *vecs, unsigned char status);
 
 /**
- * data_plane_bounce_cancel: a completed request that is still mapped, or NULL
+ * data_plane_bounce_cancel: take back a completed request that is still mapped
+ *
+ * Returns: the request, or NULL if there is none left
+ *
+ * Pair: data_plane_bounce_unmap()
  *
  * Context: BQL held, stopped
  */

@@ -1,10 +1,10 @@
 /*
  * One queue of a virtio-blk data plane
  *
- * Knows when to look at the ring, what to batch, and who is told about a
- * completion.  Does not parse requests (hw/block/virtio-blk.c does), does not
- * know ring formats (hw/virtio/dataplane/ does), and does not decide when the
- * plane runs (virtio-blk.c in this folder does).
+ * Knows when to look at the ring, what to batch, and when to notify the driver.
+ * Does not parse requests (hw/block/virtio-blk.c does), does not know ring
+ * formats (hw/virtio/dataplane/ does), and does not decide when the plane runs
+ * (virtio-blk.c in this folder does).
  *
  * The path of a request:
  *
@@ -21,8 +21,8 @@
  *   notify_guest                  publishes the rest and notifies the driver at
  *                                 most once
  *
- * A request with buffers that are not in RAM takes a longer way, through the
- * main loop: see virtio-blk-bounce.c.
+ * A request with buffers that are not in RAM goes through the main loop: see
+ * virtio-blk-bounce.c.
  *
  * Copyright (c) 2026 the virtio-blk data plane authors
  *
@@ -40,7 +40,7 @@
 #include "virtio-blk-queue.h"
 #include "trace.h"
 
-/* What a request is, as far as counting it goes */
+/* Counters */
 
 static uint32_t request_type(VirtIOBlockReq *req)
 {
@@ -48,8 +48,7 @@ static uint32_t request_type(VirtIOBlockReq *req)
            ~VIRTIO_BLK_T_BARRIER;
 }
 
-/* Counters: one writer, so that no locked instruction is needed */
-
+/* Each counter has one writer, so this needs no locked instruction. */
 static inline void stat_add(uint64_t *counter, uint64_t n)
 {
     qatomic_set_u64(counter, *counter + n);
@@ -108,7 +107,7 @@ VirtioBlkDataPlaneQueueInfo *data_plane_queue_info(DataPlaneQueue *q,
     info->notifications_sent = qatomic_read_u64(&stats->notified);
     info->notifications_suppressed = qatomic_read_u64(&stats->suppressed);
     info->merged = qatomic_read_u64(&stats->merged);
-    /* Released first: a request that ends meanwhile counts as in flight. */
+    /* Read it first: a request that ends meanwhile counts as in flight. */
     info->in_flight = qatomic_read_u64(&stats->released);
     info->in_flight = qatomic_read_u64(&stats->popped) - info->in_flight;
     return info;
@@ -130,8 +129,8 @@ static DataPlanePool *pool_new(unsigned size)
 }
 
 /*
- * Slots that are taken belong to requests that the error policy has parked.
- * The last of them frees the pool.
+ * Stop using the pool.  Slots that are taken belong to requests that the error
+ * policy has parked: the last of them frees the pool.
  */
 static void pool_abandon(DataPlaneQueue *q)
 {
@@ -141,7 +140,7 @@ static void pool_abandon(DataPlaneQueue *q)
     q->pool = NULL;
 }
 
-/* A slot for each request that a queue of @size can have in flight */
+/* Provide a slot for each request that a queue of @size can have in flight. */
 static void pool_set_size(DataPlaneQueue *q, unsigned size)
 {
     if (!q->pool || q->pool->size != size) {
@@ -150,7 +149,7 @@ static void pool_set_size(DataPlaneQueue *q, unsigned size)
     }
 }
 
-/* NULL if all slots are taken: as many requests are in flight as there are */
+/* Returns NULL if as many requests are in flight as the queue has entries */
 static DataPlaneReq *pool_get(DataPlaneQueue *q)
 {
     DataPlanePool *pool = q->pool;
@@ -191,7 +190,7 @@ static void release_request(VirtIOBlockReq *req)
     pool_put(slot);
 }
 
-/* NULL for a request that came in with a migration or from QEMU's own path */
+/* Returns NULL for a request that was migrated or popped by QEMU's own path */
 static VringVectors *request_vectors(VirtIOBlockReq *req)
 {
     if (req->release != release_request) {
@@ -211,7 +210,7 @@ static VirtIODevice *queue_vdev(DataPlaneQueue *q)
 static void queue_set_error(DataPlaneQueue *q, int err)
 {
     if (err == VRING_ERR_RING_LOST) {
-        /* Which may be over soon: any other error counts for more. */
+        /* Do not replace another error: this one may be over soon. */
         qatomic_cmpxchg(&q->error, 0, err);
     } else {
         qatomic_set(&q->error, err);
@@ -231,8 +230,8 @@ static void queue_account(DataPlaneQueue *q)
  * Account first: statistics must include each request that the driver can see
  * as completed.
  *
- * A device that needs a reset uses no buffers (2.1.2).  Without bus mastering
- * publish what was pushed before it was disabled: part of it may be in the ring
+ * A device that needs a reset uses no buffers (2.1.2).  If bus mastering was
+ * disabled, publish what was pushed before: part of it may be in the ring
  * already.
  */
 static void queue_publish(DataPlaneQueue *q)
@@ -269,13 +268,14 @@ static void notify_guest_bh(void *opaque)
 {
     DataPlaneQueue *q = opaque;
 
-    q->notify = DATA_PLANE_NOTIFY_NOBODY;
+    q->notify = DATA_PLANE_NOTIFY_NONE;
     notify_guest(q);
 }
 
 /*
- * See defer_call().  When it is called at once, more completions may follow in
- * this pass of the event loop: with requests in flight, notify in a BH.
+ * Called by defer_call(), immediately if this is not in a deferred section.
+ * In that case, if requests are in flight, more completions may follow in this
+ * pass of the event loop: notify in a BH.
  */
 static void notify_guest_deferred(void *opaque)
 {
@@ -295,7 +295,7 @@ static void notify_guest_deferred(void *opaque)
  */
 static void notify_guest_later(DataPlaneQueue *q)
 {
-    if (q->notify != DATA_PLANE_NOTIFY_NOBODY) {
+    if (q->notify != DATA_PLANE_NOTIFY_NONE) {
         return;
     }
     q->notify = DATA_PLANE_NOTIFY_ASKED;
@@ -321,9 +321,9 @@ static void queue_publish_early(DataPlaneQueue *q)
 }
 
 /*
- * How many bytes were written without a gap from the first device-writable
- * one on (2.7.8.2).  Where nothing was written to the data part, or it is not
- * known how much, the status byte behind it does not count.
+ * Returns the number of bytes that were written without a gap from the first
+ * device-writable byte on (2.7.8.2).  If nothing was written to the data, or
+ * it is not known how much, this does not include the status byte behind it.
  */
 static uint32_t used_length(VirtIOBlockReq *req, uint32_t type,
                             unsigned char status)
@@ -377,7 +377,7 @@ static void queue_use_request(DataPlaneQueue *q, VirtIOBlockReq *req,
     }
 }
 
-/* Does it take the BQL to write what the request has read? */
+/* Does the request need the BQL, to write a copy back to memory? */
 static bool request_is_bounced(DataPlaneQueue *q, const VirtIOBlockReq *req,
                                const VringVectors *vecs)
 {
@@ -444,7 +444,7 @@ void data_plane_queue_give_up(DataPlaneQueue *q, VirtIOBlockReq *req)
 
 /* Submission */
 
-/* The parser is going to read the header and write the status. */
+/* The parser reads the header, and the completion writes the status. */
 static void prefetch_request(const VirtQueueElement *elem)
 {
     if (likely(elem->out_num && elem->in_num)) {
@@ -454,12 +454,12 @@ static void prefetch_request(const VirtQueueElement *elem)
 }
 
 /*
- * Pops at most @max requests, so that the headers of all are on their way to
- * the cache when the first is parsed.  Returns their number; @err gets set to
- * a negative VringError if the driver made a mistake behind them.
+ * Pops at most @max requests and prefetches their headers before the first is
+ * parsed.  Returns their number; sets @err to a negative VringError if the
+ * driver made a mistake in the next one.
  *
- * Another queue may break the device meanwhile; nothing is taken after that.
- * Nor is anything behind a request that has to be mapped in the main loop.
+ * Stops when another queue breaks the device, and after a request that the main
+ * loop has to map.
  */
 static unsigned queue_pop_batch(DataPlaneQueue *q, VirtIOBlockReq **reqs,
                                 unsigned max, int *err)
@@ -496,7 +496,7 @@ static unsigned queue_pop_batch(DataPlaneQueue *q, VirtIOBlockReq **reqs,
     return n;
 }
 
-/* Returns false if the device is broken; what is left has been given up then */
+/* Returns false, having given up what was left, if the device is broken */
 static bool queue_handle_batch(DataPlaneQueue *q, VirtIOBlockReq **reqs,
                                unsigned n, MultiReqBuffer *mrb)
 {
@@ -515,7 +515,7 @@ static bool queue_handle_batch(DataPlaneQueue *q, VirtIOBlockReq **reqs,
     return false;
 }
 
-/* Hands the request on that has been mapped meanwhile, if any */
+/* Handles the request that the main loop has mapped, if any; returns 1 or 0 */
 static unsigned queue_handle_mapped(DataPlaneQueue *q, MultiReqBuffer *mrb)
 {
     VirtIOBlockReq *req;
@@ -529,8 +529,9 @@ static unsigned queue_handle_mapped(DataPlaneQueue *q, MultiReqBuffer *mrb)
 }
 
 /*
- * Pops and hands on at most @max requests.  Returns their number; if there
- * was a mistake the device is broken, or is going to be.
+ * Pops and handles at most @max requests.  Returns their number.  After a
+ * mistake of the driver the device is broken, or the main loop is going to
+ * break it.
  */
 static unsigned queue_process_ring(DataPlaneQueue *q, MultiReqBuffer *mrb,
                                    unsigned max)
@@ -599,7 +600,7 @@ static void handle_notify(DataPlaneQueue *q)
         total += queue_process_ring(q, &mrb, budget - total);
         more = q->polling ? vring_more_avail(&q->vring)
                           : vring_enable_notification(&q->vring);
-        /* A stalled queue pops no more; the main loop is going to kick it. */
+        /* A stalled queue pops nothing; the main loop is going to kick it. */
         more = more &&
                data_plane_bounce_stall(&q->bounce) == DATA_PLANE_STALL_NONE;
     } while (more && total < budget && !virtio_device_disabled(vdev));
@@ -629,16 +630,16 @@ static void host_notifier_read(EventNotifier *n)
         return;
     }
     /*
-     * The event loop does not poll when it reads notifiers.  If this queue was
-     * detached while it did, poll_end has not been called; but the next attach
-     * kicks, and so comes here.
+     * The event loop does not poll when it reads notifiers.  If the queue was
+     * detached while the event loop polled, poll_end was not called: correct
+     * that here, where the kick of the next attach arrives.
      */
     q->polling = false;
     stat_add(&q->stats.kicks, 1);
     if (likely(qatomic_load_acquire(&q->active))) {
         handle_notify(q);
     } else {
-        /* A kick for a queue without a ring: is it enabled by now? */
+        /* The queue has no ring yet: check whether it is enabled by now. */
         qemu_bh_schedule(q->attention_bh);
     }
 }
@@ -707,7 +708,7 @@ static void memory_changed_bh(void *opaque)
         return;
     }
     if (queue_vdev(q)->broken) {
-        /* It uses no buffers any more (2.1.2), but lets go of memory */
+        /* Use no buffers any more (2.1.2), but release unplugged memory. */
         q->vring.broken = true;
     }
     queue_refresh_memory(q);
@@ -736,7 +737,7 @@ void data_plane_queue_cleanup(DataPlaneQueue *q)
     pool_abandon(q);
 }
 
-/* What a migration brought may not fit to the positions of the queue. */
+/* After a migration this may contradict the positions of the queue. */
 static unsigned queue_parked_descs(DataPlaneQueue *q)
 {
     unsigned n = 0;
@@ -772,15 +773,15 @@ bool data_plane_queue_setup(DataPlaneQueue *q, VringMemory *mem, Error **errp)
     }
     pool_set_size(q, q->vring.config.num);
     q->unnotified = 0;
-    /* Pairs with the loads of the handlers */
+    /* Pairs with the load-acquire in the handlers */
     qatomic_store_release(&q->active, true);
     return true;
 }
 
 /*
- * Requests that the error policy has parked are left.  They leave the ring
- * behind: afterwards they are what QEMU's own code could have popped, fit to
- * be migrated, dropped, or completed anywhere.
+ * Makes parked requests independent of the ring.  Afterwards they look as if
+ * QEMU's own path had popped them, and can be migrated, dropped, or completed
+ * by either path.
  */
 static void queue_pin_requests(DataPlaneQueue *q)
 {
@@ -830,8 +831,8 @@ void data_plane_queue_attach(DataPlaneQueue *q)
                                 host_notifier_poll_begin,
                                 host_notifier_poll_end);
     /*
-     * Kicks while nobody looked are lost.  Besides, a detach may have left
-     * notifications off if it came while the event loop polled: see
+     * Kicks may have been lost while the queue was detached.  Besides, a detach
+     * while the event loop polled has left notifications disabled: see
      * host_notifier_read().
      */
     event_notifier_set(&q->host_notifier);
@@ -851,8 +852,8 @@ static void quiesce_bh(void *opaque)
 
     data_plane_queue_detach(q);
     /*
-     * No handler will see this kick.  The buffers stay in the ring, and each
-     * start looks there first.
+     * No handler sees this kick any more.  The buffers stay in the ring, where
+     * each start looks first.
      */
     event_notifier_test_and_clear(&q->host_notifier);
 }
@@ -872,7 +873,7 @@ void data_plane_queue_quiesce(DataPlaneQueue *q)
     aio_wait_bh_oneshot(q->ctx, quiesce_bh, q);
 }
 
-/* Context: BH in the AioContext of the BH that goes, so that it does not run */
+/* Context: BH in the AioContext of the BH to delete, which cannot run now */
 static void delete_bh(void *opaque)
 {
     qemu_bh_delete(opaque);
@@ -886,14 +887,17 @@ static void unbind_bh(void *opaque)
     data_plane_bounce_finish(&q->bounce);
     qemu_bh_delete(q->notify_bh);
     q->notify_bh = NULL;
-    q->notify = DATA_PLANE_NOTIFY_NOBODY;
+    q->notify = DATA_PLANE_NOTIFY_NONE;
     if (q->active) {
         notify_guest(q);
     }
     queue_account(q);
 }
 
-/* As the error policy does, and like it with the headers given back */
+/*
+ * Parks a request like the error policy does.  Its headers were given back to
+ * the element when it completed.
+ */
 static void queue_park_request(DataPlaneQueue *q, VirtIOBlockReq *req)
 {
     QEMU_LOCK_GUARD(&q->s->rq_lock);
@@ -903,7 +907,7 @@ static void queue_park_request(DataPlaneQueue *q, VirtIOBlockReq *req)
     q->s->rq = req;
 }
 
-/* What the main loop has not mapped or not unmapped yet is begun anew. */
+/* Lets requests that wait for the main loop be handled again after the stop */
 static void queue_put_back_bounced(DataPlaneQueue *q)
 {
     VirtIOBlockReq *req = data_plane_bounce_take(&q->bounce);
@@ -928,7 +932,7 @@ void data_plane_queue_unbind(DataPlaneQueue *q)
 
     GLOBAL_STATE_CODE();
     data_plane_bounce_stop(&q->bounce);
-    /* Memory may change while this waits: nobody schedules the BH any more. */
+    /* Memory may change while this waits, but memory_bh is NULL by now. */
     aio_wait_bh_oneshot(q->ctx, unbind_bh, q);
     aio_wait_bh_oneshot(q->ctx, delete_bh, memory_bh);
     queue_put_back_bounced(q);

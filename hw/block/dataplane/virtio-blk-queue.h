@@ -20,19 +20,19 @@
 typedef struct DataPlaneQueue DataPlaneQueue;
 
 /*
- * After so many completions the driver gets to see them although the batch
- * goes on: if it is awake it can work on them meanwhile.
+ * Publish after this many completions even if the batch goes on, so that a
+ * driver that is awake can already work on them.
  */
 #define DATA_PLANE_PUBLISH 8
 
 typedef struct DataPlanePool DataPlanePool;
 
 /*
- * A request and the memory of its vectors.  Slots outlive a stop, as do
- * requests that the error policy has parked.
+ * A request and the memory of its vectors.  Slots stay across a stop, because
+ * requests that the error policy has parked do.
  */
 typedef struct DataPlaneReq {
-    VirtIOBlockReq req;         /* first: the device knows only this part */
+    VirtIOBlockReq req;         /* first: all that the device knows */
     VringVectors vecs;
     DataPlaneQueue *queue;
     DataPlanePool *pool;
@@ -40,12 +40,13 @@ typedef struct DataPlaneReq {
 } DataPlaneReq;
 
 /*
- * As many slots as the queue has entries; a queue whose size has changed has a
- * new pool.  Belongs to the queue's AioContext while the queue is started.
+ * As many slots as the queue has entries; if the queue changes its size it
+ * gets a new pool.  Belongs to the queue's AioContext while the queue is
+ * started.
  */
 struct DataPlanePool {
     unsigned size;
-    unsigned touched;           /* slots below were used before */
+    unsigned touched;           /* slots below this were used before */
     unsigned taken;
     QSLIST_HEAD(, DataPlaneReq) free;
     DataPlaneReq slots[];
@@ -70,33 +71,33 @@ typedef struct DataPlaneStats {
     uint64_t kicks;             /* available buffer notifications received */
     uint64_t polled;            /* times that polling found requests */
     uint64_t notified;          /* used buffer notifications sent */
-    uint64_t suppressed;        /* ... that the driver did not ask for */
-    uint64_t merged;            /* requests that went along with another */
+    uint64_t suppressed;        /* not sent, as the driver did not ask */
+    uint64_t merged;            /* requests submitted as part of another */
 } DataPlaneStats;
 
-/* Who ends a batch of completions, see notify_guest_later() */
+/* What calls notify_guest() after a batch: see notify_guest_later() */
 typedef enum DataPlaneNotify {
-    DATA_PLANE_NOTIFY_NOBODY,   /* no batch has begun */
-    DATA_PLANE_NOTIFY_ASKED,    /* defer_call() has been called just now */
+    DATA_PLANE_NOTIFY_NONE,     /* nothing: no batch has begun */
+    DATA_PLANE_NOTIFY_ASKED,    /* defer_call(), which has just been called */
     DATA_PLANE_NOTIFY_DEFERRED, /* the end of a defer_call() section */
     DATA_PLANE_NOTIFY_IN_BH,    /* notify_bh, which is scheduled */
 } DataPlaneNotify;
 
 /*
- * Fields without a remark are written with the BQL held while the queue is
- * quiet, that is detached from its AioContext, and read in its AioContext.
+ * Unless stated otherwise, fields are written with the BQL held while the queue
+ * is detached from its AioContext, and read in its AioContext.
  */
 struct DataPlaneQueue {
     VirtIOBlock *s;
     VirtQueue *vq;
-    QEMUBH *attention_bh;       /* the plane's, in the main loop: see @error */
+    QEMUBH *attention_bh;       /* the plane's, in the main loop */
     AioContext *ctx;            /* constant only while the queue is started */
     EventNotifier host_notifier;    /* copies of the VirtQueue's */
     EventNotifier guest_notifier;
     QEMUBH *notify_bh;
     QEMUBH *memory_bh;
     uint16_t index;
-    bool quiesced;              /* attaching has no effect */
+    bool quiesced;              /* attach has no effect */
 
     /*
      * The driver has enabled the queue and @vring is set up.  Writer: BQL
@@ -105,18 +106,18 @@ struct DataPlaneQueue {
     bool active;
 
     /*
-     * A VringError that is yet to be reported.  Writers: the queue's
-     * AioContext and the main loop set it, BQL held clears it; atomic.
+     * A VringError that is not yet reported, or 0.  The queue's AioContext and
+     * the main loop set it, the BQL holder clears it; atomic.
      */
     int error;
 
     /* The rest belongs to the queue's AioContext while it is started. */
     Vring vring;
     bool polling;               /* between poll_begin and poll_end */
-    DataPlaneNotify notify;     /* who is going to call notify_guest() */
+    DataPlaneNotify notify;     /* what is going to call notify_guest() */
     unsigned unnotified;        /* published since the driver was notified */
 
-    /* Completed requests that are yet to be accounted for, with one lock */
+    /* Completed requests that are not yet accounted for: one lock for all */
     BlockAcctCookie acct[DATA_PLANE_PUBLISH];
     unsigned acct_num;
 
@@ -128,9 +129,9 @@ struct DataPlaneQueue {
 };
 
 /**
- * data_plane_queue_init: prepare a queue for a device that is being realized
- * @attention_bh: scheduled when @error is set, and when a kick comes for a
- *                queue that has no ring yet; it runs in the main loop
+ * data_plane_queue_init: prepare a queue of a device that is being realized
+ * @attention_bh: runs in the main loop; scheduled when @error is set, and when
+ *                a queue that has no ring yet is kicked
  *
  * Pair: data_plane_queue_cleanup()
  *
@@ -138,14 +139,21 @@ struct DataPlaneQueue {
  */
 void data_plane_queue_init(DataPlaneQueue *q, VirtIOBlock *s, unsigned index,
                            QEMUBH *attention_bh);
+
+/**
+ * data_plane_queue_cleanup: the pair of data_plane_queue_init()
+ * @q: torn down, with no request left
+ *
+ * Context: BQL held
+ */
 void data_plane_queue_cleanup(DataPlaneQueue *q);
 
 /**
  * data_plane_queue_setup: take the ring over if the driver enabled the queue
  *
- * Returns: false with @errp set if the ring cannot be served, and the device
- *          broken if no device could serve it: the caller reports that with
- *          virtio_error(); true if it can, or if the queue is not enabled
+ * Returns: true if the ring can be served, or if the queue is not enabled; else
+ *          false with @errp set.  If QEMU's own path cannot serve it either the
+ *          device is marked broken, and the caller must call virtio_error().
  *
  * Pair: data_plane_queue_teardown()
  *
@@ -174,7 +182,7 @@ void data_plane_queue_teardown(DataPlaneQueue *q);
 void data_plane_queue_bind(DataPlaneQueue *q, AioContext *ctx);
 
 /**
- * data_plane_queue_attach: kick the queue and look at it from now on
+ * data_plane_queue_attach: start handling the queue, and kick it
  * Pair: data_plane_queue_detach()
  *
  * Context: BQL held
@@ -182,9 +190,9 @@ void data_plane_queue_bind(DataPlaneQueue *q, AioContext *ctx);
 void data_plane_queue_attach(DataPlaneQueue *q);
 
 /**
- * data_plane_queue_detach: look at the queue no more
+ * data_plane_queue_detach: stop handling the queue
  *
- * A handler that runs right now goes on to its end.
+ * Does not wait for a handler that is running.
  *
  * Pair: data_plane_queue_attach()
  *
@@ -193,11 +201,11 @@ void data_plane_queue_attach(DataPlaneQueue *q);
 void data_plane_queue_detach(DataPlaneQueue *q);
 
 /**
- * data_plane_queue_quiesce: detach, and wait for a handler that still runs
+ * data_plane_queue_quiesce: detach, and wait for a handler that is running
  *
- * A kick that has come meanwhile is cleared: the next attach kicks anyway.
- * Attaching has no effect until data_plane_queue_resume(), so that the end of
- * a drained section does not undo this.
+ * Clears a pending kick: the next attach kicks anyway.  Attach has no effect
+ * until data_plane_queue_resume(), so that the end of a drained section does
+ * not undo this.
  *
  * Pair: data_plane_queue_resume()
  *
@@ -206,9 +214,9 @@ void data_plane_queue_detach(DataPlaneQueue *q);
 void data_plane_queue_quiesce(DataPlaneQueue *q);
 
 /**
- * data_plane_queue_resume: let the queue be attached
+ * data_plane_queue_resume: allow the queue to be attached
  *
- * Attaches nothing.  A new queue is quiesced, too.
+ * Does not attach it.  A new queue is quiesced, too.
  *
  * Pair: data_plane_queue_quiesce()
  *
@@ -217,10 +225,10 @@ void data_plane_queue_quiesce(DataPlaneQueue *q);
 void data_plane_queue_resume(DataPlaneQueue *q);
 
 /**
- * data_plane_queue_unbind: show all completions, delete the bottom halves
+ * data_plane_queue_unbind: publish all completions, delete the bottom halves
  *
- * Requests that wait for the main loop to access what is not RAM are put back
- * into the ring, or parked.
+ * Puts requests that wait for the main loop to access their memory back into
+ * the ring, or parks them.
  *
  * Pair: data_plane_queue_bind()
  *
@@ -240,7 +248,7 @@ void data_plane_queue_complete(DataPlaneQueue *q, VirtIOBlockReq *req,
                                unsigned char status);
 
 /**
- * data_plane_queue_give_up: never show a request to the driver again
+ * data_plane_queue_give_up: drop a request without returning it to the driver
  *
  * The caller frees @req afterwards.
  *

@@ -1,11 +1,11 @@
 /*
  * The data plane of a virtio-blk device: its life cycle
  *
- * Knows when the plane serves the device, on which IOThread, and what else
- * may happen to the backend meanwhile.  Does not look into rings or requests
+ * Knows when the plane serves the device and on which IOThread, and what may
+ * happen to the backend meanwhile.  Does not look into rings or requests
  * (virtio-blk-queue.c does).
  *
- * States and steps; each is a call with the BQL held:
+ * States and transitions; each is a call with the BQL held:
  *
  *   STOPPED   start -> STARTING -> STARTED
  *                               -> DISABLED  no notifiers: requests run in the
@@ -16,8 +16,8 @@
  *   STARTED   stop  -> STOPPING -> STOPPED
  *   DISABLED  stop  -> STOPPED
  *
- * drained_begin and drained_end detach and attach the queues while STARTED
- * and mean nothing otherwise: start and stop look at blk_in_drain().
+ * drained_begin and drained_end detach and attach the queues while STARTED.  In
+ * other states they do nothing: start and stop check blk_in_drain().
  *
  * Copyright (c) 2026 the virtio-blk data plane authors
  *
@@ -38,14 +38,14 @@
 #include "virtio-blk-queue.h"
 #include "trace.h"
 
-/* Everything here: BQL held, unless said otherwise. */
+/* Protected by the BQL, unless stated otherwise */
 struct VirtIOBlockDataPlane {
     VirtIOBlock *s;
     VirtioBlkDataPlaneState state;
     IOThread *private_iothread;         /* x-data-plane=on, or NULL */
     char *iothread_id;                  /* of all queues, or NULL: a mapping */
     VringMemory *mem;                   /* while not STOPPED or DISABLED */
-    bool resetting;                     /* a queue, alone */
+    bool resetting;                     /* a single queue */
     uint64_t starts;
     char *reason;                       /* why the plane does not serve */
 
@@ -120,7 +120,7 @@ bool virtio_blk_data_plane_is_busy(VirtIOBlockDataPlane *dp)
            dp->state == VIRTIO_BLK_DATA_PLANE_STATE_STOPPING || dp->resetting;
 }
 
-/* What was put off meanwhile, see virtio_blk_data_plane_is_busy() */
+/* Does what had to wait: see virtio_blk_data_plane_is_busy() */
 static void plane_catch_up(VirtIOBlockDataPlane *dp)
 {
     if (dp->s->drained_end_bh) {
@@ -151,13 +151,13 @@ static const BlockOpType blocked_ops[] = {
 };
 
 /*
- * A job that writes to the node would damage what the guest has written, unless
- * share-rw=on says that others may.  The node's permissions keep such a job
- * away as well, while the VM runs; the blocker tells users why.  It refuses
- * nothing that the permissions allow.
+ * A job that writes to the node would damage the guest's data, unless
+ * share-rw=on allows other writers.  While the VM runs the node's permissions
+ * refuse such a job as well; the blocker tells users why.  It refuses nothing
+ * that the permissions allow.
  *
- * Blockers stand on nodes, and the backend's node changes with snapshots and
- * jobs, but only while the backend is drained: then there is no blocker.
+ * Blockers belong to nodes, and snapshots and jobs change the backend's node,
+ * but only while the backend is drained: there is no blocker then.
  */
 static void plane_block_jobs(VirtIOBlockDataPlane *dp)
 {
@@ -184,7 +184,7 @@ static void plane_unblock_jobs(VirtIOBlockDataPlane *dp)
     dp->blocked_bs = NULL;
 }
 
-/* The backend drains once more, and loses its node for good. */
+/* The backend is about to lose its node, which drains it once more. */
 static void plane_remove_bs(Notifier *n, void *data)
 {
     VirtIOBlockDataPlane *dp = container_of(n, VirtIOBlockDataPlane,
@@ -227,7 +227,7 @@ static bool plane_is_wanted(const VirtIOBlkConf *conf)
     }
 }
 
-/* Stays the device's iothread until destroy, as if the user had given it */
+/* From now until destroy this is the device's "iothread" property. */
 static bool plane_create_iothread(VirtIOBlockDataPlane *dp, Error **errp)
 {
     static unsigned serial;
@@ -319,7 +319,7 @@ void virtio_blk_data_plane_destroy(VirtIOBlock *s)
 
 /* What the queues need the main loop for */
 
-/* Tells user and driver; no queue takes buffers any more. */
+/* Tells user and driver.  The queues take no buffers any more. */
 static void plane_report_broken(VirtIOBlockDataPlane *dp, unsigned queue,
                                 const char *what)
 {
@@ -329,8 +329,8 @@ static void plane_report_broken(VirtIOBlockDataPlane *dp, unsigned queue,
 }
 
 /*
- * Breaks the device: all of its queues stop, and then the driver is told.
- * The main loop runs meanwhile.
+ * Marks the device broken, waits until its queues have stopped, and tells the
+ * driver.  The main loop runs meanwhile.
  */
 static void plane_fail(VirtIOBlockDataPlane *dp, DataPlaneQueue *q,
                        const char *what)
@@ -343,8 +343,8 @@ static void plane_fail(VirtIOBlockDataPlane *dp, DataPlaneQueue *q,
 }
 
 /*
- * A ring whose memory was away for a while has lost nothing if no request was
- * completed meanwhile: the queue is kicked when the memory comes back.
+ * If the ring's memory has returned, and no request was completed while it was
+ * away, nothing is lost: the queue is kicked when the memory returns.
  */
 static bool queue_ring_is_lost(DataPlaneQueue *q)
 {
@@ -358,7 +358,7 @@ static void plane_report_error(VirtIOBlockDataPlane *dp, DataPlaneQueue *q)
     if (!err || !q->active) {
         return;
     }
-    /* The memory may never be needed again. */
+    /* The memory has returned, or is not needed without bus mastering. */
     if (err == VRING_ERR_RING_LOST &&
         (!queue_ring_is_lost(q) || VIRTIO_DEVICE(dp->s)->disabled)) {
         return;
@@ -373,7 +373,7 @@ static void plane_report_errors(VirtIOBlockDataPlane *dp)
     }
 }
 
-/* The driver enabled a queue after it had started the device. */
+/* Sets up the queues that the driver enabled after it had started the device */
 static void plane_setup_late_queues(VirtIOBlockDataPlane *dp)
 {
     for (unsigned i = 0; i < dp->num_queues; i++) {
@@ -464,7 +464,7 @@ static int plane_set_guest_notifiers(VirtIOBlockDataPlane *dp, bool assign)
                                                           assign);
 }
 
-/* The eventfds must be open until the transaction that removes them ends. */
+/* Keep the eventfds open until the transaction that removes them ends. */
 static void plane_unset_host_notifiers(VirtIOBlockDataPlane *dp, unsigned n)
 {
     VirtioBusState *bus = plane_bus(dp);
@@ -479,7 +479,7 @@ static void plane_unset_host_notifiers(VirtIOBlockDataPlane *dp, unsigned n)
     }
 }
 
-/* One transaction, or each notifier would rebuild the list of all. */
+/* Use one transaction, or each notifier would rebuild the list of all. */
 static int plane_set_host_notifiers(VirtIOBlockDataPlane *dp)
 {
     VirtioBusState *bus = plane_bus(dp);
@@ -514,7 +514,7 @@ static int plane_set_notifiers(VirtIOBlockDataPlane *dp)
     return ret;
 }
 
-/* QEMU's own path serves the device in the main loop until the next stop. */
+/* Lets QEMU's own path serve the device in the main loop until the next stop */
 static void plane_disable(VirtIOBlockDataPlane *dp, int err)
 {
     VirtIODevice *vdev = VIRTIO_DEVICE(dp->s);
@@ -524,9 +524,9 @@ static void plane_disable(VirtIOBlockDataPlane *dp, int err)
     plane_set_reason(dp, "notifiers could not be set up");
     warn_report("virtio-blk %s: data plane disabled, notifiers could not be "
                 "set up: %s; requests run in the main loop until the device "
-                "is started anew", plane_device_name(dp), strerror(-err));
+                "is started again", plane_device_name(dp), strerror(-err));
 
-    /* As at each start: what is in the ring already gets no other kick. */
+    /* As at each start: buffers already in the ring get no other kick. */
     for (unsigned i = 0; i < dp->num_queues; i++) {
         if (virtio_queue_get_desc_addr(vdev, i)) {
             virtio_blk_handle_vq(dp->s, virtio_get_queue(vdev, i));
@@ -540,7 +540,7 @@ static void plane_move_backend(VirtIOBlockDataPlane *dp, AioContext *ctx)
 
     /*
      * Other users may pin the node to their context.  Requests work from any
-     * context, they only cost more; and without requests nothing is lost.
+     * context, but cost more, so warn unless the plane stops.
      */
     if (blk_set_aio_context(dp->s->blk, ctx, &err) < 0) {
         if (ctx == qemu_get_aio_context()) {
@@ -583,9 +583,9 @@ int virtio_blk_data_plane_start(VirtIOBlockDataPlane *dp)
         plane_set_reason(dp, error_get_pretty(err));
         plane_catch_up(dp);
         /*
-         * Without rings there is nothing to serve.  Besides, QEMU's own path
-         * would poll them where they are, and if that is MMIO the IOThread
-         * wants the BQL while a stop waits for the IOThread with the BQL held.
+         * Do not let QEMU's own path serve a broken device.  If its rings are
+         * in MMIO, polling them takes the BQL in the IOThread, while a stop
+         * waits for the IOThread with the BQL held.
          */
         error_free(err);
         return VIRTIO_DEVICE(s)->broken ? 0 : -ENOTSUP;
@@ -605,7 +605,7 @@ int virtio_blk_data_plane_start(VirtIOBlockDataPlane *dp)
     dp->saved_detach_request = s->detach_request;
     s->complete_request = plane_complete_request;
     s->detach_request = plane_detach_request;
-    /* Drains, but is no concern of drained_begin and drained_end yet. */
+    /* This drains, which drained_begin and drained_end ignore in STARTING. */
     plane_move_backend(dp, s->vq_aio_context[0]);
 
     dp->starts++;
@@ -624,7 +624,7 @@ void virtio_blk_data_plane_stop(VirtIOBlockDataPlane *dp)
 
     GLOBAL_STATE_CODE();
     if (dp->state == VIRTIO_BLK_DATA_PLANE_STATE_DISABLED) {
-        /* The next start may work, and finds no request of the old path. */
+        /* The next start may succeed, and must find no request in flight. */
         blk_drain(s->blk);
         plane_set_reason(dp, NULL);
         plane_set_state(dp, VIRTIO_BLK_DATA_PLANE_STATE_STOPPED);
@@ -640,7 +640,7 @@ void virtio_blk_data_plane_stop(VirtIOBlockDataPlane *dp)
         data_plane_queue_quiesce(&dp->queues[i]);
     }
     plane_unset_host_notifiers(dp, dp->num_queues);
-    /* Also waits for parked requests that are being restarted. */
+    /* Wait for parked requests that are being restarted, too. */
     blk_drain(s->blk);
     for (unsigned i = 0; i < dp->num_queues; i++) {
         data_plane_queue_unbind(&dp->queues[i]);
@@ -671,21 +671,21 @@ bool virtio_blk_data_plane_handle_output(VirtIOBlockDataPlane *dp,
         if (dp->s->ioeventfd_started) {
             return false;
         }
-        /* Without bus mastering there are no rings to look at. */
+        /* Without bus mastering the device must not access its rings. */
         if (virtio_device_disabled(vdev)) {
             return true;
         }
         /*
-         * Some drivers kick before DRIVER_OK, so that the plane starts here
-         * and not when the status changes.  Not while the VM is stopped: the
-         * device's state may be on its way to another host.
+         * Some drivers kick before DRIVER_OK, so start the plane here, before
+         * the status changes; but not while the VM is stopped, as the device's
+         * state may be migrated then.
          */
         if (vdev->vm_running) {
             virtio_device_start_ioeventfd(vdev);
         }
         return true;
     default:
-        /* Each start looks into the ring, and a running plane was kicked. */
+        /* Each start looks at the ring, and eventfds kick a running plane. */
         return true;
     }
 }
@@ -753,8 +753,8 @@ void virtio_blk_data_plane_drained_end(VirtIOBlockDataPlane *dp)
 /* What users see */
 
 /*
- * The id that the IOThread had when the device took it.  It is not looked up:
- * it may have been given up, or be that of another IOThread by now.
+ * Returns the id that the IOThread had when the device took it.  Do not look it
+ * up: the IOThread may have lost it, and another one may have it by now.
  */
 static const char *plane_iothread_id(VirtIOBlockDataPlane *dp, unsigned n)
 {

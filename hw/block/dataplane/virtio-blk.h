@@ -18,7 +18,7 @@
  *
  * Creates a private IOThread for x-data-plane=on without an iothread.
  *
- * Returns: false with @errp set if the configuration cannot work
+ * Returns: false with @errp set if the private IOThread cannot be created
  *
  * Pair: virtio_blk_data_plane_destroy()
  *
@@ -37,12 +37,15 @@ void virtio_blk_data_plane_destroy(VirtIOBlock *s);
 /**
  * virtio_blk_data_plane_start: serve the device's queues from now on
  *
- * If notifiers cannot be set up, requests run in the main loop until the next
- * stop, with a warning: that is a success, too.  A device whose rings are not
- * in RAM is broken, and stays stopped: nothing is left to be done.
+ * If notifiers cannot be set up, the plane warns, and requests run in the main
+ * loop until the next stop: this is a success, too.  If the device's rings are
+ * not in RAM the device becomes broken, and the plane stays stopped: this is a
+ * success as well, because no other path could serve the device.
  *
  * Returns: 0, or -ENOTSUP with nothing changed if the driver set up queues of
  *          a kind that the plane does not serve
+ *
+ * Pair: virtio_blk_data_plane_stop()
  *
  * Context: BQL held
  */
@@ -51,26 +54,26 @@ int virtio_blk_data_plane_start(VirtIOBlockDataPlane *dp);
 /**
  * virtio_blk_data_plane_stop: the pair of virtio_blk_data_plane_start()
  *
- * When it returns no request is left but those that the error policy parked,
- * even in somebody else's drained section; the driver has seen all that were
- * completed, and QEMU's VirtQueues are up to date.
+ * Afterwards, even in a drained section, the only requests left are those that
+ * the error policy parked, completed requests are visible to the driver, and
+ * QEMU's VirtQueues are up to date.
  *
  * Context: BQL held
  */
 void virtio_blk_data_plane_stop(VirtIOBlockDataPlane *dp);
 
 /**
- * virtio_blk_data_plane_is_stopped: is a stop owed to an earlier start?
+ * virtio_blk_data_plane_is_stopped: is no stop needed?
  *
  * Context: BQL held
  */
 bool virtio_blk_data_plane_is_stopped(VirtIOBlockDataPlane *dp);
 
 /**
- * virtio_blk_data_plane_is_busy: does it start, stop or reset a queue?
+ * virtio_blk_data_plane_is_busy: is a start, a stop or a queue reset under way?
  *
- * The main loop may run meanwhile.  Parked requests are not to be restarted
- * then; VirtIOBlock.drained_end_bh is scheduled when it is over.
+ * The main loop may run meanwhile, but must not restart parked requests.  When
+ * it is over VirtIOBlock.drained_end_bh is scheduled.
  *
  * Context: BQL held
  */
@@ -79,7 +82,7 @@ bool virtio_blk_data_plane_is_busy(VirtIOBlockDataPlane *dp);
 /**
  * virtio_blk_data_plane_handle_output: a kick reached QEMU's own path
  *
- * Returns: false if the kick is for QEMU's own path
+ * Returns: false if QEMU's own path must handle the kick
  *
  * Context: BQL held, or the queue's AioContext where the plane was declined and
  *          QEMU's own path serves the queue
@@ -88,7 +91,7 @@ bool virtio_blk_data_plane_handle_output(VirtIOBlockDataPlane *dp,
                                          VirtQueue *vq);
 
 /**
- * virtio_blk_data_plane_context: where requests of a queue run now
+ * virtio_blk_data_plane_context: the AioContext where requests of a queue run
  * @n: index of the queue
  *
  * Context: BQL held
@@ -98,29 +101,36 @@ AioContext *virtio_blk_data_plane_context(VirtIOBlockDataPlane *dp,
 
 /**
  * virtio_blk_data_plane_queue_reset: the driver resets one queue (2.6.1)
- * @n: index of the queue, which is there
+ * @n: index of the queue, which exists
  *
- * Requests of the queue are finished or dropped; the other queues pause
- * meanwhile but lose nothing.
+ * Waits for the queue's requests and drops those that are parked.  The other
+ * queues pause meanwhile, but lose nothing.
  *
  * Context: BQL held
  */
 void virtio_blk_data_plane_queue_reset(VirtIOBlockDataPlane *dp, unsigned n);
 
 /**
- * virtio_blk_data_plane_drained_begin: take no more requests for a while
+ * virtio_blk_data_plane_drained_begin: take no requests in a drained section
  * Pair: virtio_blk_data_plane_drained_end()
  *
  * Context: BQL held
  */
 void virtio_blk_data_plane_drained_begin(VirtIOBlockDataPlane *dp);
+
+/**
+ * virtio_blk_data_plane_drained_end: take requests again
+ * Pair: virtio_blk_data_plane_drained_begin()
+ *
+ * Context: BQL held
+ */
 void virtio_blk_data_plane_drained_end(VirtIOBlockDataPlane *dp);
 
 /**
- * virtio_blk_data_plane_info: what the plane of a device does and did
+ * virtio_blk_data_plane_info: state and counters of a device's plane
  * @s: a device, with or without a plane
  *
- * Returns: to be freed with qapi_free_VirtioBlkDataPlaneInfo()
+ * Returns: the caller must call qapi_free_VirtioBlkDataPlaneInfo()
  *
  * Context: BQL held
  */
