@@ -54,29 +54,6 @@ static void flight_cleanup(Flight *f)
     g_free(f->buf);
 }
 
-/* As if the queue had been in use: @start is a split ring's index */
-static void flight_start_at(Flight *f, uint16_t start)
-{
-    TestQueue *q = &f->q;
-
-    if (q->drv.config.packed) {
-        while (q->drv.avail_pos != start) {
-            test_queue_run(q, 0);
-        }
-        return;
-    }
-    q->vring.last_avail_idx = start;
-    q->vring.shadow_avail_idx = start;
-    q->vring.used_idx = start;
-    q->vring.signalled_used = start;
-    q->vring.signalled_used_valid = true;
-    q->drv.avail_idx = start;
-    q->drv.used_idx = start;
-    q->drv.kicked_idx = start;
-    driver_set_avail_idx(&q->drv, start);
-    driver_set_used_idx(&q->drv, start);
-}
-
 static void offer(Flight *f, unsigned i)
 {
     const TestDesc desc = { DATA_BASE + 16 * i, 16, WRITE };
@@ -112,8 +89,7 @@ static void take_off(Flight *f, unsigned depth)
     driver_expose(&f->q.drv);
     for (unsigned i = 0; i < depth; i++) {
         g_assert_true(vring_more_avail(&f->q.vring));
-        g_assert_cmpint(vring_pop(&f->q.vring, &f->elem[i], &f->buf[i]), ==,
-                        1);
+        test_queue_pop_buf(&f->q, &f->elem[i], &f->buf[i]);
         g_assert_cmpuint(f->elem[i].index, ==, i);
     }
 }
@@ -155,9 +131,7 @@ static void land(Flight *f, unsigned depth, unsigned batch)
         g_assert_true(vring_should_notify(vring));
     }
     for (unsigned n = 1; n <= depth; n++) {
-        g_assert_true(driver_take(&f->q.drv, &id, &len));
-        g_assert_cmpuint(id, ==, depth - n);
-        g_assert_cmpuint(len, ==, n);
+        test_queue_take(&f->q, depth - n, n);
     }
     g_assert_false(driver_take(&f->q.drv, &id, &len));
     g_assert_cmpuint(vring->inuse, ==, 0);
@@ -272,7 +246,7 @@ static void test_wraps(const TestMode *mode)
             Flight f;
 
             flight_init(&f, mode, num);
-            flight_start_at(&f, start[i % WRAP_STARTS]);
+            test_queue_start_at(&f.q, start[i % WRAP_STARTS]);
             /* Twice, as the second begins where the first ends */
             for (unsigned j = 0; j < 2; j++) {
                 take_off(&f, depth);
@@ -359,7 +333,7 @@ static void run_vectors(TestQueue *q, const VectorCase *c, bool indirect)
         test_queue_fail(q, c->error);
         return;
     }
-    g_assert_cmpint(vring_pop(&q->vring, &elem, &q->buf), ==, 1);
+    test_queue_pop(q, &elem);
     test_check_vectors(q, &elem, desc, c->vectors);
     g_assert_cmpuint(q->buf.capacity, >=, c->vectors);
     g_assert_cmpint(q->buf.iov == q->buf.inline_iov, ==,
@@ -459,8 +433,7 @@ static void test_left_behind(const TestMode *mode)
         for (unsigned j = depth; j < NUM; j++) {
             offer(&f, j);
             driver_expose(&f.q.drv);
-            g_assert_cmpint(vring_pop(&f.q.vring, &f.elem[j], &f.buf[j]), ==,
-                            1);
+            test_queue_pop_buf(&f.q, &f.elem[j], &f.buf[j]);
         }
         g_assert_cmpint(vring_pop(&f.q.vring, &elem, &f.q.buf), ==, 0);
         land(&f, NUM, NUM);

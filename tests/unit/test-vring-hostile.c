@@ -442,7 +442,7 @@ static void test_long_table(void)
     for (unsigned i = 0; i < ARRAY_SIZE(served); i++) {
         hostile_queue_init(&q, &config);
         offer_long_table(&q, served[i], DATA_BASE);
-        g_assert_cmpint(vring_pop(&q.vring, &elem, &q.buf), ==, 1);
+        test_queue_pop(&q, &elem);
         g_assert_cmpuint(elem.out_num, ==, 1);
         g_assert_cmpuint(elem.in_num, ==, served[i]);
         test_queue_use(&q, &elem, 0);
@@ -457,20 +457,15 @@ static void test_long_table(void)
 }
 
 /* covers: ROBS-2, SPLIT-2: a chain in the ring with more than any array */
-static void test_long_chain(void)
+static void test_long_chain(TestQueue *q)
 {
-    VringConfig config = test_config(&test_modes[0], 2048);
-    TestQueue q;
-
-    test_queue_init(&q, &config);
     for (unsigned i = 0; i < 1025; i++) {
         TestDesc desc = { DATA_BASE, 1, i < 1024 ? NEXT : 0, i + 1 };
 
-        driver_set_desc(&q.drv, i, &desc);
+        driver_set_desc(&q->drv, i, &desc);
     }
-    driver_offer(&q.drv, 0);
-    test_queue_fail(&q, VRING_ERR_TOO_LONG);
-    test_queue_cleanup(&q);
+    driver_offer(&q->drv, 0);
+    test_queue_fail(q, VRING_ERR_TOO_LONG);
 }
 
 /* covers: ROBS-8: the buffer has grown once or more before the fault */
@@ -494,24 +489,20 @@ static void test_fault_behind_long_chain(void)
 }
 
 /* covers: ROBS-11: the largest chain that the rules allow */
-static void test_longest_length(void)
+static void test_longest_length(TestQueue *q)
 {
-    VringConfig config = test_config(&test_modes[0], QUEUE_SIZE);
     static const TestDesc desc[] = {
         { HUGE_BASE, 0x80000000, NEXT, 1 },
         { HUGE_BASE + 0x80000000, 0x7fffffff, WRITE },
     };
     VirtQueueElement elem;
-    TestQueue q;
 
-    hostile_queue_init(&q, &config);
-    driver_set_table(&q.drv, q.drv.desc, desc, ARRAY_SIZE(desc));
-    driver_offer(&q.drv, 0);
-    g_assert_cmpint(vring_pop(&q.vring, &elem, &q.buf), ==, 1);
+    driver_set_table(&q->drv, q->drv.desc, desc, ARRAY_SIZE(desc));
+    driver_offer(&q->drv, 0);
+    test_queue_pop(q, &elem);
     g_assert_cmpuint(elem.out_sg[0].iov_len, ==, 0x80000000);
     g_assert_cmpuint(elem.in_sg[0].iov_len, ==, 0x7fffffff);
-    test_queue_use(&q, &elem, 0x7fffffff);
-    test_queue_cleanup(&q);
+    test_queue_use(q, &elem, 0x7fffffff);
 }
 
 /*
@@ -534,7 +525,7 @@ static void test_table_runs_out(void)
         entry.flags = WRITE;
         driver_set_table(&q.drv, test_memory_host(q.mem, last), &entry, 1);
         driver_offer(&q.drv, 0);
-        g_assert_cmpint(vring_pop(&q.vring, &elem, &q.buf), ==, 1);
+        test_queue_pop(&q, &elem);
         g_assert_cmpuint(elem.in_num, ==, 1);
         test_queue_use(&q, &elem, 1);
 
@@ -675,7 +666,7 @@ static void hint_offer(TestQueue *q, const HintCase *c, HintWay way)
 static void hint_pop_good(TestQueue *q, VirtQueueElement *elem,
                           VringVectors *buf, unsigned head)
 {
-    g_assert_cmpint(vring_pop(&q->vring, elem, buf), ==, 1);
+    test_queue_pop_buf(q, elem, buf);
     g_assert_cmpuint(elem->index, ==, head);
     g_assert_cmpuint(elem->out_num, ==, 1);
     g_assert(elem->out_sg[0].iov_base == q->data);
@@ -832,122 +823,103 @@ static void test_index(const void *opaque)
 }
 
 /* covers: ROBS-5: exactly a ring ahead is what the driver may do */
-static void test_avail_idx_full_ring(void)
+static void test_avail_idx_full_ring(TestQueue *q)
 {
-    VringConfig config = test_config(&test_modes[1], QUEUE_SIZE);
     VirtQueueElement elem;
-    TestQueue q;
 
-    test_queue_init(&q, &config);
-    test_queue_run(&q, 0);
+    test_queue_run(q, 0);
     for (unsigned i = 0; i < QUEUE_SIZE; i++) {
-        driver_offer_buffer(&q.drv, i, DATA_BASE, 1, false);
+        driver_offer_buffer(&q->drv, i, DATA_BASE, 1, false);
     }
     for (unsigned i = 0; i < QUEUE_SIZE; i++) {
-        g_assert_cmpint(vring_pop(&q.vring, &elem, &q.buf), ==, 1);
-        test_queue_use(&q, &elem, 0);
+        test_queue_pop(q, &elem);
+        test_queue_use(q, &elem, 0);
     }
-    g_assert_cmpint(vring_pop(&q.vring, &elem, &q.buf), ==, 0);
-    test_queue_cleanup(&q);
+    g_assert_cmpint(vring_pop(&q->vring, &elem, &q->buf), ==, 0);
 }
 
 /*
  * covers: ROBS-6: set back behind what the device has seen already; entries
  * that it has taken are not taken again
  */
-static void test_avail_idx_back_unnoticed(void)
+static void test_avail_idx_back_unnoticed(TestQueue *q)
 {
-    VringConfig config = test_config(&test_modes[0], QUEUE_SIZE);
     VirtQueueElement elem;
-    TestQueue q;
     int ret;
 
-    test_queue_init(&q, &config);
     for (unsigned i = 0; i < 4; i++) {
-        driver_offer_buffer(&q.drv, i, DATA_BASE, 1, false);
+        driver_offer_buffer(&q->drv, i, DATA_BASE, 1, false);
     }
-    g_assert_cmpint(vring_pop(&q.vring, &elem, &q.buf), ==, 1);
-    vring_detach(&q.vring, &elem, &q.buf);
-    driver_set_avail_idx(&q.drv, 1);
+    test_queue_pop(q, &elem);
+    vring_detach(&q->vring, &elem, &q->buf);
+    driver_set_avail_idx(&q->drv, 1);
     for (unsigned i = 1;
-         (ret = vring_pop(&q.vring, &elem, &q.buf)) > 0; i++) {
+         (ret = vring_pop(&q->vring, &elem, &q->buf)) > 0; i++) {
         g_assert_cmpuint(i, <, 4);
         g_assert_cmpuint(elem.index, ==, i);
-        vring_detach(&q.vring, &elem, &q.buf);
+        vring_detach(&q->vring, &elem, &q->buf);
     }
     g_assert_cmpint(ret, ==, -VRING_ERR_AVAIL_IDX);
-    test_queue_cleanup(&q);
 }
 
 /* covers: ROBS-7: each one is returned, and never more than the queue has */
-static void test_head_offered_again(void)
+static void test_head_offered_again(TestQueue *q)
 {
-    VringConfig config = test_config(&test_modes[0], QUEUE_SIZE);
     VirtQueueElement elem[QUEUE_SIZE];
     VringVectors buf[QUEUE_SIZE];
-    uint32_t id, len;
-    TestQueue q;
 
-    test_queue_init(&q, &config);
     for (unsigned i = 0; i < QUEUE_SIZE; i++) {
         vring_vectors_init(&buf[i]);
-        driver_offer_buffer(&q.drv, 3, DATA_BASE, 1, true);
-        g_assert_cmpint(vring_pop(&q.vring, &elem[i], &buf[i]), ==, 1);
+        driver_offer_buffer(&q->drv, 3, DATA_BASE, 1, true);
+        test_queue_pop_buf(q, &elem[i], &buf[i]);
     }
-    driver_offer(&q.drv, 3);
+    driver_offer(&q->drv, 3);
     for (unsigned i = 0; i < 2; i++) {
-        vring_push(&q.vring, &elem[i], &buf[i], i);
+        vring_push(&q->vring, &elem[i], &buf[i], i);
     }
-    g_assert_cmpuint(vring_publish(&q.vring), ==, 2);
+    g_assert_cmpuint(vring_publish(&q->vring), ==, 2);
     for (unsigned i = 0; i < 2; i++) {
-        g_assert_true(driver_take(&q.drv, &id, &len));
-        g_assert_cmpuint(id, ==, 3);
-        g_assert_cmpuint(len, ==, i);
+        test_queue_take(q, 3, i);
     }
     for (unsigned i = 0; i < 2; i++) {
-        driver_set_avail_idx(&q.drv, QUEUE_SIZE + 1 + i);
-        g_assert_cmpint(vring_pop(&q.vring, &elem[i], &buf[i]), ==, 1);
+        driver_set_avail_idx(&q->drv, QUEUE_SIZE + 1 + i);
+        test_queue_pop_buf(q, &elem[i], &buf[i]);
     }
-    driver_offer(&q.drv, 3);
-    driver_offer(&q.drv, 3);
-    test_queue_fail(&q, VRING_ERR_QUEUE_FULL);
+    driver_offer(&q->drv, 3);
+    driver_offer(&q->drv, 3);
+    test_queue_fail(q, VRING_ERR_QUEUE_FULL);
     for (unsigned i = 0; i < QUEUE_SIZE; i++) {
-        vring_detach(&q.vring, &elem[i], &buf[i]);
+        vring_detach(&q->vring, &elem[i], &buf[i]);
     }
-    g_assert_cmpuint(q.vring.inuse, ==, 0);
-    test_queue_cleanup(&q);
+    g_assert_cmpuint(q->vring.inuse, ==, 0);
 }
 
 /*
  * What was popped before the fault is given back, but not shown, not even
  * what was pushed before it; covers: G9
  */
-static void test_push_when_broken(void)
+static void test_push_when_broken(TestQueue *q)
 {
-    VringConfig config = test_config(&test_modes[1], QUEUE_SIZE);
     VirtQueueElement elem[4];
     VringVectors buf[4];
     uint16_t used_idx;
-    TestQueue q;
 
-    test_queue_init(&q, &config);
     for (unsigned i = 0; i < 4; i++) {
         vring_vectors_init(&buf[i]);
-        driver_offer_buffer(&q.drv, i, DATA_BASE, 1, true);
-        g_assert_cmpint(vring_pop(&q.vring, &elem[i], &buf[i]), ==, 1);
+        driver_offer_buffer(&q->drv, i, DATA_BASE, 1, true);
+        test_queue_pop_buf(q, &elem[i], &buf[i]);
     }
-    vring_push(&q.vring, &elem[3], &buf[3], 1);
-    driver_offer(&q.drv, 0xffff);
-    test_queue_fail(&q, VRING_ERR_HEAD);
-    used_idx = q.vring.used_idx;
-    vring_push(&q.vring, &elem[0], &buf[0], 1);
-    vring_push(&q.vring, &elem[2], &buf[2], 1);
-    vring_detach(&q.vring, &elem[1], &buf[1]);
-    g_assert_cmpuint(vring_publish(&q.vring), ==, 0);
-    g_assert_cmpuint(driver_used_idx(&q.drv), ==, 0);
-    g_assert_cmpuint(q.vring.used_idx, ==, used_idx);
-    g_assert_cmpuint(q.vring.inuse, ==, 0);
-    test_queue_cleanup(&q);
+    vring_push(&q->vring, &elem[3], &buf[3], 1);
+    driver_offer(&q->drv, 0xffff);
+    test_queue_fail(q, VRING_ERR_HEAD);
+    used_idx = q->vring.used_idx;
+    vring_push(&q->vring, &elem[0], &buf[0], 1);
+    vring_push(&q->vring, &elem[2], &buf[2], 1);
+    vring_detach(&q->vring, &elem[1], &buf[1]);
+    g_assert_cmpuint(vring_publish(&q->vring), ==, 0);
+    g_assert_cmpuint(driver_used_idx(&q->drv), ==, 0);
+    g_assert_cmpuint(q->vring.used_idx, ==, used_idx);
+    g_assert_cmpuint(q->vring.inuse, ==, 0);
 }
 
 /* Packed rings */
@@ -1022,7 +994,7 @@ static void packed_fill(TestQueue *q, VirtQueueElement *elem,
     for (unsigned i = 0; i < n; i++) {
         vring_vectors_init(&buf[i]);
         put_desc(q, i, (TestDesc) { DATA_BASE, 16, WRITE, 7 + i * step });
-        g_assert_cmpint(vring_pop(&q->vring, &elem[i], &buf[i]), ==, 1);
+        test_queue_pop_buf(q, &elem[i], &buf[i]);
         g_assert_cmpuint(elem[i].index, ==, 7 + i * step);
     }
 }
@@ -1134,49 +1106,42 @@ static void test_packed_fault_behind_long_list(void)
  * What was popped before the fault is given back, but not shown, not even
  * what was pushed before it; covers: G9
  */
-static void test_packed_push_when_broken(void)
+static void test_packed_push_when_broken(TestQueue *q)
 {
     g_autoptr(GBytes) before = NULL;
     g_autoptr(GBytes) after = NULL;
     VirtQueueElement elem[4];
     VringVectors buf[4];
-    TestQueue q;
 
-    packed_queue_init(&q, QUEUE_SIZE);
-    packed_fill(&q, elem, buf, 4, 1);
-    vring_push(&q.vring, &elem[3], &buf[3], 1);
-    put_desc(&q, 4, (TestDesc) { NOWHERE, 1 });
-    test_queue_fail(&q, VRING_ERR_ADDRESS);
-    before = driver_contents(&q.drv);
-    vring_push(&q.vring, &elem[0], &buf[0], 1);
-    vring_push(&q.vring, &elem[2], &buf[2], 1);
-    vring_detach(&q.vring, &elem[1], &buf[1]);
-    g_assert_cmpuint(vring_publish(&q.vring), ==, 0);
-    after = driver_contents(&q.drv);
+    packed_fill(q, elem, buf, 4, 1);
+    vring_push(&q->vring, &elem[3], &buf[3], 1);
+    put_desc(q, 4, (TestDesc) { NOWHERE, 1 });
+    test_queue_fail(q, VRING_ERR_ADDRESS);
+    before = driver_contents(&q->drv);
+    vring_push(&q->vring, &elem[0], &buf[0], 1);
+    vring_push(&q->vring, &elem[2], &buf[2], 1);
+    vring_detach(&q->vring, &elem[1], &buf[1]);
+    g_assert_cmpuint(vring_publish(&q->vring), ==, 0);
+    after = driver_contents(&q->drv);
     g_assert_true(g_bytes_equal(before, after));
-    g_assert_false(driver_has_used(&q.drv));
-    g_assert_cmpuint(q.vring.inuse, ==, 0);
-    test_queue_cleanup(&q);
+    g_assert_false(driver_has_used(&q->drv));
+    g_assert_cmpuint(q->vring.inuse, ==, 0);
 }
 
 /* The driver writes over what the device keeps there; covers: SPLIT-18, G6 */
-static void test_packed_scribbles(void)
+static void test_packed_scribbles(TestQueue *q)
 {
-    TestQueue q;
-
-    packed_queue_init(&q, 5);
     for (unsigned i = 0; i < 20; i++) {
         VirtQueueElement elem;
 
-        test_queue_run(&q, i);
-        driver_offer_buffer(&q.drv, 50 + i, DATA_BASE, 16, true);
-        g_assert_cmpint(vring_pop(&q.vring, &elem, &q.buf), ==, 1);
+        test_queue_run(q, i);
+        driver_offer_buffer(&q->drv, 50 + i, DATA_BASE, 16, true);
+        test_queue_pop(q, &elem);
         /* Whatever stands there: the device knows what it has taken */
-        memset(q.drv.desc + 16 * (q.drv.used_pos % 5), 0, 14);
-        memset(q.drv.used, 0xff, 4);
-        test_queue_use(&q, &elem, 16);
+        memset(q->drv.desc + 16 * (q->drv.used_pos % 5), 0, 14);
+        memset(q->drv.used, 0xff, 4);
+        test_queue_use(q, &elem, 16);
     }
-    test_queue_cleanup(&q);
 }
 
 /* Where the areas lie */
@@ -1297,8 +1262,8 @@ typedef struct Racer {
 } Racer;
 
 /*
- * A race shows nothing unless either side won at times.  Whoever is slow to
- * get a CPU gets more rounds, but not without end.
+ * A race shows nothing unless either side won at times.  A side that is slow
+ * to get a CPU gets more rounds, but not without end.
  */
 static bool race_goes_on(Racer *racer, unsigned rounds)
 {
@@ -1315,6 +1280,36 @@ static void race_end(Racer *racer, pthread_t thread)
     g_test_message("%u served, %u not", racer->served, racer->others);
     g_assert_cmpuint(racer->served, >, 0);
     g_assert_cmpuint(racer->others, >, 0);
+}
+
+/*
+ * Pops while @writer rewrites the ring in another thread, and opens the Vring
+ * anew each time, as an error breaks it.  @took gets what was popped.
+ */
+static void race(TestQueue *q, void *(*writer)(void *),
+                 void (*took)(TestQueue *q, VirtQueueElement *elem))
+{
+    VringConfig config = q->drv.config;
+    Racer racer = { .q = q };
+    VirtQueueElement elem;
+    pthread_t thread;
+
+    g_assert(!pthread_create(&thread, NULL, writer, &racer));
+    while (race_goes_on(&racer, RACE_ROUNDS)) {
+        int ret = vring_pop(&q->vring, &elem, &q->buf);
+
+        if (ret > 0) {
+            took(q, &elem);
+            racer.served++;
+        } else {
+            racer.others += ret < 0;
+        }
+        vring_should_notify(&q->vring);
+        vring_enable_notification(&q->vring);
+        vring_close(&q->vring);
+        vring_open(&q->vring, &config, q->mem, &error_abort);
+    }
+    race_end(&racer, thread);
 }
 
 static const TestDesc race_good[] = {
@@ -1394,39 +1389,21 @@ static void check_raced_element(TestQueue *q, const VirtQueueElement *elem)
     }
 }
 
-/* covers: ROBS-23, G10 */
-static void test_racing_writer(void)
+static void took_split(TestQueue *q, VirtQueueElement *elem)
 {
-    VringConfig config = test_config(&test_modes[0], QUEUE_SIZE);
-    VirtQueueElement elem;
-    pthread_t thread;
-    TestQueue q;
-    Racer racer = { .q = &q };
+    g_assert_cmpuint(elem->index, <, QUEUE_SIZE);
+    check_raced_element(q, elem);
+    vring_push(&q->vring, elem, &q->buf, 0);
+    vring_publish(&q->vring);
+}
 
-    test_queue_init(&q, &config);
+/* covers: ROBS-23, G10 */
+static void test_racing_writer(TestQueue *q)
+{
     for (unsigned i = 0; i < RACE_PLACES; i++) {
-        race_write(&q, i, true);
+        race_write(q, i, true);
     }
-    g_assert(!pthread_create(&thread, NULL, race_writer, &racer));
-    while (race_goes_on(&racer, RACE_ROUNDS)) {
-        int ret = vring_pop(&q.vring, &elem, &q.buf);
-
-        if (ret > 0) {
-            g_assert_cmpuint(elem.index, <, QUEUE_SIZE);
-            check_raced_element(&q, &elem);
-            vring_push(&q.vring, &elem, &q.buf, 0);
-            vring_publish(&q.vring);
-            racer.served++;
-        } else {
-            racer.others += ret < 0;
-        }
-        vring_should_notify(&q.vring);
-        vring_enable_notification(&q.vring);
-        vring_close(&q.vring);
-        vring_open(&q.vring, &config, q.mem, &error_abort);
-    }
-    race_end(&racer, thread);
-    test_queue_cleanup(&q);
+    race(q, race_writer, took_split);
 }
 
 /*
@@ -1484,39 +1461,20 @@ static void *packed_race_writer(void *opaque)
     return NULL;
 }
 
-/* covers: ROBP-13, G10 */
-static void test_packed_racing_writer(void)
+static void took_packed(TestQueue *q, VirtQueueElement *elem)
 {
-    const TestMode mode = { .packed = true, .event_idx = true };
-    VringConfig config = test_config(&mode, QUEUE_SIZE);
-    VirtQueueElement elem;
-    pthread_t thread;
-    TestQueue q;
-    Racer racer = { .q = &q };
+    check_raced_element(q, elem);
+    g_assert_cmpuint(elem->ndescs, <=, QUEUE_SIZE);
+    vring_detach(&q->vring, elem, &q->buf);
+}
 
-    test_queue_init(&q, &config);
+/* covers: ROBP-13, G10 */
+static void test_packed_racing_writer(TestQueue *q)
+{
     for (unsigned i = 0; i < ARRAY_SIZE(packed_race_places); i++) {
-        packed_race_write(&q, 2 * i + 1);
+        packed_race_write(q, 2 * i + 1);
     }
-    g_assert(!pthread_create(&thread, NULL, packed_race_writer, &racer));
-    while (race_goes_on(&racer, RACE_ROUNDS)) {
-        int ret = vring_pop(&q.vring, &elem, &q.buf);
-
-        if (ret > 0) {
-            check_raced_element(&q, &elem);
-            g_assert_cmpuint(elem.ndescs, <=, QUEUE_SIZE);
-            vring_detach(&q.vring, &elem, &q.buf);
-            racer.served++;
-        } else {
-            racer.others += ret < 0;
-        }
-        vring_should_notify(&q.vring);
-        vring_enable_notification(&q.vring);
-        vring_close(&q.vring);
-        vring_open(&q.vring, &config, q.mem, &error_abort);
-    }
-    race_end(&racer, thread);
-    test_queue_cleanup(&q);
+    race(q, packed_race_writer, took_packed);
 }
 
 #define LAP_RACE_ROUNDS (100 * RACE_ROUNDS)     /* most find nothing */
@@ -1545,21 +1503,18 @@ static void *lap_race_writer(void *opaque)
 }
 
 /* covers: ROBP-13, G10: what said "available" is what says all the rest */
-static void test_packed_racing_lap(void)
+static void test_packed_racing_lap(TestQueue *q)
 {
-    const TestMode mode = { .packed = true };
-    VringConfig config = test_config(&mode, QUEUE_SIZE);
+    VringConfig config = q->drv.config;
     VirtQueueElement elem;
     pthread_t thread;
-    TestQueue q;
-    Racer racer = { .q = &q };
+    Racer racer = { .q = q };
 
-    test_queue_init(&q, &config);
-    driver_set_desc(&q.drv, 0, &lap_race[0]);
-    driver_set_desc(&q.drv, 1, &lap_race[2]);
+    driver_set_desc(&q->drv, 0, &lap_race[0]);
+    driver_set_desc(&q->drv, 1, &lap_race[2]);
     g_assert(!pthread_create(&thread, NULL, lap_race_writer, &racer));
     while (race_goes_on(&racer, LAP_RACE_ROUNDS)) {
-        int ret = vring_pop(&q.vring, &elem, &q.buf);
+        int ret = vring_pop(&q->vring, &elem, &q->buf);
 
         g_assert_cmpint(ret, >=, 0);
         if (ret) {
@@ -1567,43 +1522,58 @@ static void test_packed_racing_lap(void)
             g_assert_cmpuint(elem.index, ==, 6);
             g_assert_cmpuint(elem.out_num, ==, 1);
             g_assert_cmpuint(elem.in_num, ==, 1);
-            vring_detach(&q.vring, &elem, &q.buf);
+            vring_detach(&q->vring, &elem, &q->buf);
             racer.served++;
-            vring_close(&q.vring);
-            vring_open(&q.vring, &config, q.mem, &error_abort);
+            vring_close(&q->vring);
+            vring_open(&q->vring, &config, q->mem, &error_abort);
         } else {
             racer.others++;
         }
     }
     race_end(&racer, thread);
-    test_queue_cleanup(&q);
 }
 
 static void add_function_tests(void)
 {
+    static const TestRow rows[] = {
+        { "long/chain", test_long_chain, 2048 },
+        { "length/4-gib-less-1", test_longest_length, QUEUE_SIZE,
+          .init = hostile_queue_init },
+        { "avail-idx/full-ring", test_avail_idx_full_ring, QUEUE_SIZE,
+          .mode = { .event_idx = true } },
+        { "avail-idx/back-unnoticed", test_avail_idx_back_unnoticed,
+          QUEUE_SIZE },
+        { "head/offered-again", test_head_offered_again, QUEUE_SIZE },
+        { "push-when-broken", test_push_when_broken, QUEUE_SIZE,
+          .mode = { .event_idx = true } },
+        { "racing-writer", test_racing_writer, QUEUE_SIZE },
+    };
+
+    test_add_rows("/vring/hostile", rows, ARRAY_SIZE(rows));
     g_test_add_func("/vring/hostile/loop/of-any-size", test_long_loop);
     g_test_add_func("/vring/hostile/long/table", test_long_table);
-    g_test_add_func("/vring/hostile/long/chain", test_long_chain);
     g_test_add_func("/vring/hostile/long/fault-behind",
                     test_fault_behind_long_chain);
-    g_test_add_func("/vring/hostile/length/4-gib-less-1",
-                    test_longest_length);
     g_test_add_func("/vring/hostile/table/runs-out-of-its-region",
                     test_table_runs_out);
-    g_test_add_func("/vring/hostile/avail-idx/full-ring",
-                    test_avail_idx_full_ring);
-    g_test_add_func("/vring/hostile/avail-idx/back-unnoticed",
-                    test_avail_idx_back_unnoticed);
-    g_test_add_func("/vring/hostile/head/offered-again",
-                    test_head_offered_again);
-    g_test_add_func("/vring/hostile/push-when-broken", test_push_when_broken);
     g_test_add_func("/vring/hostile/area/at-the-edge",
                     test_areas_at_the_edge);
-    g_test_add_func("/vring/hostile/racing-writer", test_racing_writer);
 }
 
 static void add_packed_tests(void)
 {
+    static const TestRow rows[] = {
+        { "packed/push-when-broken", test_packed_push_when_broken, QUEUE_SIZE,
+          .mode = { .packed = true }, .init = hostile_queue_init },
+        { "packed/scribbles", test_packed_scribbles, 5,
+          .mode = { .packed = true }, .init = hostile_queue_init },
+        { "packed/racing-writer", test_packed_racing_writer, QUEUE_SIZE,
+          .mode = { .packed = true, .event_idx = true } },
+        { "packed/racing-lap", test_packed_racing_lap, QUEUE_SIZE,
+          .mode = { .packed = true } },
+    };
+
+    test_add_rows("/vring/hostile", rows, ARRAY_SIZE(rows));
     g_test_add_func("/vring/hostile/packed/endless-list",
                     test_packed_endless_list);
     g_test_add_func("/vring/hostile/packed/stale-rest",
@@ -1614,32 +1584,15 @@ static void add_packed_tests(void)
     g_test_add_func("/vring/hostile/packed/too-long", test_packed_too_long);
     g_test_add_func("/vring/hostile/packed/fault-behind-long-list",
                     test_packed_fault_behind_long_list);
-    g_test_add_func("/vring/hostile/packed/push-when-broken",
-                    test_packed_push_when_broken);
-    g_test_add_func("/vring/hostile/packed/scribbles", test_packed_scribbles);
-    g_test_add_func("/vring/hostile/packed/racing-writer",
-                    test_packed_racing_writer);
-    g_test_add_func("/vring/hostile/packed/racing-lap",
-                    test_packed_racing_lap);
 }
 
 int main(int argc, char **argv)
 {
     g_test_init(&argc, &argv, NULL);
-    for (unsigned i = 0; i < ARRAY_SIZE(chain_cases); i++) {
-        g_test_add_data_func(chain_cases[i].path, &chain_cases[i],
-                             test_chain);
-    }
-    for (unsigned i = 0; i < ARRAY_SIZE(hint_cases); i++) {
-        g_test_add_data_func(hint_cases[i].path, &hint_cases[i], test_hint);
-    }
-    for (unsigned i = 0; i < ARRAY_SIZE(index_cases); i++) {
-        g_test_add_data_func(index_cases[i].path, &index_cases[i],
-                             test_index);
-    }
-    for (unsigned i = 0; i < ARRAY_SIZE(area_cases); i++) {
-        g_test_add_data_func(area_cases[i].path, &area_cases[i], test_area);
-    }
+    test_add_cases(chain_cases, test_chain);
+    test_add_cases(hint_cases, test_hint);
+    test_add_cases(index_cases, test_index);
+    test_add_cases(area_cases, test_area);
     add_function_tests();
     add_packed_tests();
     return g_test_run();

@@ -97,7 +97,7 @@ static void offer_and_pop(OrderedQueue *o, unsigned ndescs)
     /* Any number in a packed ring; the split one's is given by the order */
     id = driver_offer_chain(&o->q.drv, 0xfff0 - 7 * (o->popped % 1000), desc,
                             ndescs);
-    g_assert_cmpint(vring_pop(&o->q.vring, &f->elem, &f->buf), ==, 1);
+    test_queue_pop_buf(&o->q, &f->elem, &f->buf);
     g_assert_cmpuint(f->elem.index, ==, id);
     g_assert_cmpuint(f->elem.in_num, ==, ndescs);
     f->ndescs = ndescs;
@@ -132,7 +132,6 @@ static void finish(OrderedQueue *o, unsigned i)
 static void publish_and_take(OrderedQueue *o)
 {
     unsigned n = ready(o);
-    uint32_t id, len;
 
     g_assert_cmpuint(vring_publish(&o->q.vring), ==, n);
     g_assert_cmpuint(vring_unpublished(&o->q.vring), ==, 0);
@@ -140,9 +139,7 @@ static void publish_and_take(OrderedQueue *o)
     for (unsigned i = 0; i < n; i++) {
         Flight *f = flight(o, o->taken++);
 
-        g_assert_true(driver_take(&o->q.drv, &id, &len));
-        g_assert_cmpuint(id, ==, f->elem.index);
-        g_assert_cmpuint(len, ==, f->len);
+        test_queue_take(&o->q, f->elem.index, f->len);
         o->room += f->ndescs;
     }
     g_assert_false(driver_has_used(&o->q.drv));
@@ -354,7 +351,6 @@ static void test_gaps(const TestMode *mode, unsigned num)
 {
     for (unsigned gone = 0; gone < 1u << num; gone++) {
         OrderedQueue o;
-        uint32_t id, len;
 
         ordered_init(&o, mode, num);
         for (unsigned i = 0; i < num; i++) {
@@ -369,9 +365,7 @@ static void test_gaps(const TestMode *mode, unsigned num)
         o.q.drv.config.in_order = false;
         for (unsigned i = 0; i < num; i++) {
             if (!(gone >> i & 1)) {
-                g_assert_true(driver_take(&o.q.drv, &id, &len));
-                g_assert_cmpuint(id, ==, flight(&o, i)->elem.index);
-                g_assert_cmpuint(len, ==, 1 + i);
+                test_queue_take(&o.q, flight(&o, i)->elem.index, 1 + i);
             }
         }
         g_assert_false(driver_has_used(&o.q.drv));

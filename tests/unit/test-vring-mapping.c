@@ -48,7 +48,7 @@ static void pop_chain_as(TestQueue *q, VirtQueueElement *elem,
                          unsigned n)
 {
     driver_offer_chain(&q->drv, id, desc, n);
-    g_assert_cmpint(vring_pop(&q->vring, elem, buf), ==, 1);
+    test_queue_pop_buf(q, elem, buf);
 }
 
 static void pop_chain(TestQueue *q, VirtQueueElement *elem, VringVectors *buf,
@@ -78,79 +78,69 @@ static void check_dirty(TestQueue *q, hwaddr addr, uint64_t len,
 /* What is marked dirty */
 
 /* covers: SPLIT-9, SPLIT-15, M9: writable buffers by push, no others */
-static void test_dirty_buffers(const TestMode *mode)
+static void test_dirty_buffers(TestQueue *q)
 {
     static const TestDesc desc[] = {
         { DATA_BASE, 64, NEXT, 1 },
         { DATA_BASE + 1000, 512, WRITE | NEXT, 2 },
         { NEXT_BASE + 7, 1, WRITE },
     };
-    VringConfig config = mode_config(mode);
     VirtQueueElement elem;
-    TestQueue q;
 
-    mapping_queue_init(&q, &config);
-    pop_chain(&q, &elem, &q.buf, desc, ARRAY_SIZE(desc));
-    g_assert_cmpuint(test_memory_all_dirty(q.mem), ==, 0);
-    vring_push(&q.vring, &elem, &q.buf, 100);
-    g_assert_cmpuint(test_memory_dirty(q.mem, NEXT_BASE + 7, 1), ==, 1);
-    g_assert_cmpuint(test_memory_dirty(q.mem, DATA_BASE + 1000, 512),
+    pop_chain(q, &elem, &q->buf, desc, ARRAY_SIZE(desc));
+    g_assert_cmpuint(test_memory_all_dirty(q->mem), ==, 0);
+    vring_push(&q->vring, &elem, &q->buf, 100);
+    g_assert_cmpuint(test_memory_dirty(q->mem, NEXT_BASE + 7, 1), ==, 1);
+    g_assert_cmpuint(test_memory_dirty(q->mem, DATA_BASE + 1000, 512),
                      ==, 512);
-    g_assert_cmpuint(test_memory_dirty(q.mem, DATA_BASE, 1000), ==, 0);
-    test_queue_cleanup(&q);
+    g_assert_cmpuint(test_memory_dirty(q->mem, DATA_BASE, 1000), ==, 0);
 }
 
 /* covers: M9: exactly the elements and the index, wherever the batch lies */
-static void test_dirty_used_ring(void)
+static void test_dirty_used_ring(TestQueue *q)
 {
-    VringConfig config = mode_config(&test_modes[0]);
+    VringConfig config = q->drv.config;
     const hwaddr idx = config.used + 2, ring = config.used + 4;
     VirtQueueElement elem;
-    TestQueue q;
 
-    mapping_queue_init(&q, &config);
     for (unsigned n = 1; n <= QUEUE_SIZE; n++) {
         for (unsigned shift = 0; shift < QUEUE_SIZE; shift++) {
-            unsigned first = q.vring.used_idx % QUEUE_SIZE;
+            unsigned first = q->vring.used_idx % QUEUE_SIZE;
 
-            test_memory_clean(q.mem);
+            test_memory_clean(q->mem);
             for (unsigned i = 0; i < n; i++) {
-                driver_offer_buffer(&q.drv, i, DATA_BASE, 1, false);
-                g_assert_cmpint(vring_pop(&q.vring, &elem, &q.buf), ==, 1);
-                vring_push(&q.vring, &elem, &q.buf, 0);
+                driver_offer_buffer(&q->drv, i, DATA_BASE, 1, false);
+                test_queue_pop(q, &elem);
+                vring_push(&q->vring, &elem, &q->buf, 0);
             }
-            g_assert_cmpuint(vring_publish(&q.vring), ==, n);
-            check_dirty(&q, idx, 2, 8 * n);
+            g_assert_cmpuint(vring_publish(&q->vring), ==, n);
+            check_dirty(q, idx, 2, 8 * n);
             for (unsigned i = 0; i < n; i++) {
                 hwaddr slot = ring + (first + i) % QUEUE_SIZE * 8;
 
-                g_assert_cmpuint(test_memory_dirty(q.mem, slot, 8), ==, 8);
+                g_assert_cmpuint(test_memory_dirty(q->mem, slot, 8), ==, 8);
             }
-            q.drv.used_idx += n;
-            test_queue_run(&q, 0);
+            q->drv.used_idx += n;
+            test_queue_run(q, 0);
         }
     }
-    test_queue_cleanup(&q);
 }
 
 /* covers: M9, SPLIT-41, SPLIT-43 */
-static void test_dirty_event_fields(const TestMode *mode)
+static void test_dirty_event_fields(TestQueue *q)
 {
-    bool event_idx = mode->event_idx;
-    VringConfig config = mode_config(mode);
+    bool event_idx = q->drv.config.event_idx;
+    VringConfig config = q->drv.config;
     hwaddr field = config.used + (event_idx ? 4 + 8 * QUEUE_SIZE : 0);
-    TestQueue q;
 
-    test_queue_init(&q, &config);
-    g_assert_cmpuint(test_memory_all_dirty(q.mem), ==, 0);
-    vring_enable_notification(&q.vring);
-    check_dirty(&q, field, 2, 0);
-    test_memory_clean(q.mem);
-    vring_disable_notification(&q.vring);
-    g_assert_cmpuint(test_memory_all_dirty(q.mem), ==, event_idx ? 0 : 2);
-    vring_should_notify(&q.vring);
-    g_assert_cmpuint(test_memory_all_dirty(q.mem), ==, event_idx ? 0 : 2);
-    test_queue_cleanup(&q);
+    g_assert_cmpuint(test_memory_all_dirty(q->mem), ==, 0);
+    vring_enable_notification(&q->vring);
+    check_dirty(q, field, 2, 0);
+    test_memory_clean(q->mem);
+    vring_disable_notification(&q->vring);
+    g_assert_cmpuint(test_memory_all_dirty(q->mem), ==, event_idx ? 0 : 2);
+    vring_should_notify(&q->vring);
+    g_assert_cmpuint(test_memory_all_dirty(q->mem), ==, event_idx ? 0 : 2);
 }
 
 /* Writable in two regions, one of them twice */
@@ -240,16 +230,11 @@ static void run_logged(TestQueue *q, unsigned logged)
  * what counts is the moment of the write, and nothing is marked while nobody
  * logs
  */
-static void test_dirty_when_logged(const TestMode *mode)
+static void test_dirty_when_logged(TestQueue *q)
 {
-    VringConfig config = mode_config(mode);
-    TestQueue q;
-
-    mapping_queue_init(&q, &config);
     for (unsigned logged = 0; logged < 32; logged++) {
-        run_logged(&q, logged);
+        run_logged(q, logged);
     }
-    test_queue_cleanup(&q);
 }
 
 /* Bytes of the ring that get dirty by a used buffer */
@@ -291,31 +276,28 @@ static void test_dirty_by_region(const TestMode *mode)
 }
 
 /* covers: M8: given up, perhaps half written, not returned to the driver */
-static void test_detach(const TestMode *mode)
+static void test_detach(TestQueue *q)
 {
     static const TestDesc desc[] = {
         { DATA_BASE, 64, NEXT, 1 },
         { DATA_BASE + 1000, 512, WRITE },
     };
-    VringConfig config = mode_config(mode);
+    VringConfig config = q->drv.config;
     VirtQueueElement elem;
-    TestQueue q;
 
-    mapping_queue_init(&q, &config);
-    pop_chain(&q, &elem, &q.buf, desc, ARRAY_SIZE(desc));
-    g_assert_cmpuint(q.vring.inuse, ==, config.packed ? 2 : 1);
-    vring_detach(&q.vring, &elem, &q.buf);
-    g_assert_cmpuint(q.vring.inuse, ==, 0);
-    check_dirty(&q, DATA_BASE + 1000, 512, 0);
-    g_assert_cmpuint(vring_publish(&q.vring), ==, 0);
-    test_queue_run(&q, 1);
-    test_queue_cleanup(&q);
+    pop_chain(q, &elem, &q->buf, desc, ARRAY_SIZE(desc));
+    g_assert_cmpuint(q->vring.inuse, ==, config.packed ? 2 : 1);
+    vring_detach(&q->vring, &elem, &q->buf);
+    g_assert_cmpuint(q->vring.inuse, ==, 0);
+    check_dirty(q, DATA_BASE + 1000, 512, 0);
+    g_assert_cmpuint(vring_publish(&q->vring), ==, 0);
+    test_queue_run(q, 1);
 }
 
 /* The general path */
 
 /* covers: ROBS-10 */
-static void test_adjoining_regions(const TestMode *mode)
+static void test_adjoining_regions(TestQueue *q)
 {
     static const TestDesc desc[] = {
         { DATA_BASE, 16, NEXT, 1 },
@@ -325,34 +307,30 @@ static void test_adjoining_regions(const TestMode *mode)
     static const TestDesc want[] = {
         { NEXT_BASE - 100, 100 }, { NEXT_BASE, 200 }, { DATA_BASE + 64, 1 },
     };
-    VringConfig config = mode_config(mode);
     VirtQueueElement elem;
-    TestQueue q;
 
-    mapping_queue_init(&q, &config);
-    pop_chain(&q, &elem, &q.buf, desc, ARRAY_SIZE(desc));
+    pop_chain(q, &elem, &q->buf, desc, ARRAY_SIZE(desc));
     g_assert_cmpuint(elem.out_num, ==, 1);
-    g_assert(elem.out_sg[0].iov_base == q.data);
+    g_assert(elem.out_sg[0].iov_base == q->data);
     g_assert_cmpuint(elem.in_num, ==, ARRAY_SIZE(want));
     for (unsigned i = 0; i < ARRAY_SIZE(want); i++) {
         g_assert_cmphex(elem.in_addr[i], ==, want[i].addr);
         g_assert_cmpuint(elem.in_sg[i].iov_len, ==, want[i].len);
         g_assert(elem.in_sg[i].iov_base ==
-                 test_memory_host(q.mem, want[i].addr));
+                 test_memory_host(q->mem, want[i].addr));
         memset(elem.in_sg[i].iov_base, 0x77, elem.in_sg[i].iov_len);
     }
-    g_assert_cmpuint(test_memory_mappings(q.mem), ==, 4);
-    test_queue_use(&q, &elem, 301);
-    g_assert_cmpuint(test_memory_mappings(q.mem), ==, 0);
-    g_assert_cmpuint(test_memory_dirty(q.mem, NEXT_BASE - 100, 100),
+    g_assert_cmpuint(test_memory_mappings(q->mem), ==, 4);
+    test_queue_use(q, &elem, 301);
+    g_assert_cmpuint(test_memory_mappings(q->mem), ==, 0);
+    g_assert_cmpuint(test_memory_dirty(q->mem, NEXT_BASE - 100, 100),
                      ==, 100);
-    g_assert_cmpuint(test_memory_dirty(q.mem, NEXT_BASE, 201), ==, 200);
-    g_assert_cmpuint(test_memory_dirty(q.mem, DATA_BASE, 65), ==, 1);
-    test_queue_cleanup(&q);
+    g_assert_cmpuint(test_memory_dirty(q->mem, NEXT_BASE, 201), ==, 200);
+    g_assert_cmpuint(test_memory_dirty(q->mem, DATA_BASE, 65), ==, 1);
 }
 
 /* Buffers and a table that only the general path serves, in small pieces */
-static void test_translated(const TestMode *mode)
+static void test_translated(TestQueue *q)
 {
     static const TestDesc table[] = {
         { ROM_BASE, 50, NEXT, 1 },
@@ -360,26 +338,22 @@ static void test_translated(const TestMode *mode)
         { IOMMU_BASE + 64, 1000, WRITE },
     };
     const TestDesc head = { IOMMU_BASE + 0x101, sizeof(table), INDIRECT };
-    VringConfig config = mode_config(mode);
     VirtQueueElement elem;
-    TestQueue q;
 
-    mapping_queue_init(&q, &config);
-    test_memory_limit_map(q.mem, 100);
-    driver_set_table(&q.drv, test_memory_host(q.mem, head.addr), table,
+    test_memory_limit_map(q->mem, 100);
+    driver_set_table(&q->drv, test_memory_host(q->mem, head.addr), table,
                      ARRAY_SIZE(table));
-    pop_chain(&q, &elem, &q.buf, &head, 1);
+    pop_chain(q, &elem, &q->buf, &head, 1);
     g_assert_cmpuint(elem.out_num, ==, 2);
     g_assert_cmpuint(elem.in_num, ==, 10);
     for (unsigned i = 0; i < 10; i++) {
         g_assert_cmphex(elem.in_addr[i], ==, IOMMU_BASE + 64 + 100 * i);
         g_assert_cmpuint(elem.in_sg[i].iov_len, ==, 100);
     }
-    g_assert_cmpuint(test_memory_mappings(q.mem), ==, 12);
-    test_queue_use(&q, &elem, 1000);
-    g_assert_cmpuint(test_memory_dirty(q.mem, IOMMU_BASE + 64, 1000), ==,
+    g_assert_cmpuint(test_memory_mappings(q->mem), ==, 12);
+    test_queue_use(q, &elem, 1000);
+    g_assert_cmpuint(test_memory_dirty(q->mem, IOMMU_BASE + 64, 1000), ==,
                      1000);
-    test_queue_cleanup(&q);
 }
 
 /* An indirect table over two regions; covers: SPLIT-25 */
@@ -491,134 +465,114 @@ static void test_undo(const void *opaque)
 }
 
 /* covers: SPLIT-1: each area in a region of its own */
-static void test_areas_in_regions(const TestMode *mode)
+static void test_areas_in_regions(TestQueue *q)
 {
-    VringConfig config = mode_config(mode);
-    TestQueue q;
+    VringConfig config = q->drv.config;
 
-    mapping_queue_init(&q, &config);
     config.avail = NEXT_BASE + 4;
     config.used = DATA_BASE + DATA_SIZE - 0x1000;
-    test_queue_reopen(&q, &config);
+    test_queue_reopen(q, &config);
     for (unsigned i = 0; i < 3 * QUEUE_SIZE; i++) {
-        vring_enable_notification(&q.vring);
-        test_queue_run(&q, i % QUEUE_SIZE);
+        vring_enable_notification(&q->vring);
+        test_queue_run(q, i % QUEUE_SIZE);
     }
-    test_queue_cleanup(&q);
 }
 
 /* Memory that comes and goes */
 
 /* covers: G11: while nothing is in flight, the old table goes at once */
-static void test_change_when_idle(const TestMode *mode)
+static void test_change_when_idle(TestQueue *q)
 {
-    VringConfig config = mode_config(mode);
-    TestQueue q;
-
-    test_queue_init(&q, &config);
     for (unsigned i = 0; i < 10; i++) {
-        g_assert_cmpuint(test_memory_tables(q.mem), ==, 1);
+        g_assert_cmpuint(test_memory_tables(q->mem), ==, 1);
         if (i % 2) {
-            test_memory_del(q.mem, SPARE_BASE);
+            test_memory_del(q->mem, SPARE_BASE);
         } else {
-            test_memory_add(q.mem, SPARE_BASE, TEST_PAGE, TEST_RAM);
+            test_memory_add(q->mem, SPARE_BASE, TEST_PAGE, TEST_RAM);
         }
-        test_memory_commit(q.mem);
-        g_assert_cmpuint(test_memory_tables(q.mem), ==, 2);
-        vring_refresh_memory(&q.vring);
-        g_assert_cmpuint(test_memory_tables(q.mem), ==, 1);
-        vring_refresh_memory(&q.vring);
-        test_queue_run(&q, i % QUEUE_SIZE);
+        test_memory_commit(q->mem);
+        g_assert_cmpuint(test_memory_tables(q->mem), ==, 2);
+        vring_refresh_memory(&q->vring);
+        g_assert_cmpuint(test_memory_tables(q->mem), ==, 1);
+        vring_refresh_memory(&q->vring);
+        test_queue_run(q, i % QUEUE_SIZE);
     }
-    test_queue_cleanup(&q);
 }
 
 /*
  * covers: G11, M6: unplugged memory lives as long as the last buffer in it,
  * and no longer
  */
-static void test_unplug_in_flight(const TestMode *mode)
+static void test_unplug_in_flight(TestQueue *q)
 {
-    VringConfig config = mode_config(mode);
     VirtQueueElement elem[2], other;
     VringVectors buf[2];
     unsigned regions;
-    TestQueue q;
 
-    test_queue_init(&q, &config);
-    test_memory_add(q.mem, SPARE_BASE, TEST_PAGE, TEST_RAM);
-    test_memory_commit(q.mem);
-    vring_refresh_memory(&q.vring);
-    regions = test_memory_regions(q.mem);
+    test_memory_add(q->mem, SPARE_BASE, TEST_PAGE, TEST_RAM);
+    test_memory_commit(q->mem);
+    vring_refresh_memory(&q->vring);
+    regions = test_memory_regions(q->mem);
 
-    pop_write_buffer(&q, &elem[0], &buf[0], 0, SPARE_BASE, 512);
-    pop_write_buffer(&q, &elem[1], &buf[1], 1, SPARE_BASE + 512, 512);
-    test_memory_del(q.mem, SPARE_BASE);
-    test_memory_commit(q.mem);
-    vring_refresh_memory(&q.vring);
+    pop_write_buffer(q, &elem[0], &buf[0], 0, SPARE_BASE, 512);
+    pop_write_buffer(q, &elem[1], &buf[1], 1, SPARE_BASE + 512, 512);
+    test_memory_del(q->mem, SPARE_BASE);
+    test_memory_commit(q->mem);
+    vring_refresh_memory(&q->vring);
 
     /* New buffers are looked up in the new table meanwhile */
-    pop_write_buffer(&q, &other, &q.buf, 2, DATA_BASE, 512);
-    test_queue_use(&q, &other, 512);
-    g_assert_cmpuint(test_memory_tables(q.mem), ==, 2);
-    g_assert_cmpuint(test_memory_regions(q.mem), ==, regions);
+    pop_write_buffer(q, &other, &q->buf, 2, DATA_BASE, 512);
+    test_queue_use(q, &other, 512);
+    g_assert_cmpuint(test_memory_tables(q->mem), ==, 2);
+    g_assert_cmpuint(test_memory_regions(q->mem), ==, regions);
 
     for (unsigned i = 0; i < 2; i++) {
-        g_assert_cmpuint(test_memory_tables(q.mem), ==, 2);
+        g_assert_cmpuint(test_memory_tables(q->mem), ==, 2);
         memset(elem[i].in_sg[0].iov_base, 0x11, 512);
-        test_queue_use_buf(&q, &elem[i], &buf[i], 512);
+        test_queue_use_buf(q, &elem[i], &buf[i], 512);
     }
-    g_assert_cmpuint(test_memory_tables(q.mem), ==, 1);
-    g_assert_cmpuint(test_memory_regions(q.mem), ==, regions - 1);
-    test_queue_cleanup(&q);
+    g_assert_cmpuint(test_memory_tables(q->mem), ==, 1);
+    g_assert_cmpuint(test_memory_regions(q->mem), ==, regions - 1);
 }
 
 /* covers: G11: each table lives as long as its own buffers, in any order */
-static void test_many_changes(const TestMode *mode)
+static void test_many_changes(TestQueue *q)
 {
     static const unsigned order[] = { 2, 0, 3, 1 };
     static const unsigned tables[] = { 3, 2, 2, 1 };    /* 3 is current */
-    VringConfig config = mode_config(mode);
     VirtQueueElement elem[4];
     VringVectors buf[4];
-    TestQueue q;
 
-    test_queue_init(&q, &config);
     for (unsigned i = 0; i < 4; i++) {
-        test_memory_add(q.mem, SPARE_BASE + i * TEST_PAGE, TEST_PAGE,
+        test_memory_add(q->mem, SPARE_BASE + i * TEST_PAGE, TEST_PAGE,
                         TEST_RAM);
-        test_memory_commit(q.mem);
-        vring_refresh_memory(&q.vring);
-        pop_write_buffer(&q, &elem[i], &buf[i], i,
+        test_memory_commit(q->mem);
+        vring_refresh_memory(&q->vring);
+        pop_write_buffer(q, &elem[i], &buf[i], i,
                          SPARE_BASE + i * TEST_PAGE, 16);
     }
-    g_assert_cmpuint(test_memory_tables(q.mem), ==, 4);
+    g_assert_cmpuint(test_memory_tables(q->mem), ==, 4);
     for (unsigned i = 0; i < 4; i++) {
-        test_queue_use_buf(&q, &elem[order[i]], &buf[order[i]], 16);
-        g_assert_cmpuint(test_memory_tables(q.mem), ==, tables[i]);
+        test_queue_use_buf(q, &elem[order[i]], &buf[order[i]], 16);
+        g_assert_cmpuint(test_memory_tables(q->mem), ==, tables[i]);
     }
-    test_queue_cleanup(&q);
 }
 
 /* covers: G11: a change that the Vring has not been told of does no harm */
-static void test_change_unnoticed(const TestMode *mode)
+static void test_change_unnoticed(TestQueue *q)
 {
-    VringConfig config = mode_config(mode);
     VirtQueueElement elem;
-    TestQueue q;
 
-    test_queue_init(&q, &config);
-    test_memory_add(q.mem, SPARE_BASE, TEST_PAGE, TEST_RAM);
-    test_memory_commit(q.mem);
-    vring_refresh_memory(&q.vring);
-    test_memory_del(q.mem, SPARE_BASE);
-    test_memory_commit(q.mem);
+    test_memory_add(q->mem, SPARE_BASE, TEST_PAGE, TEST_RAM);
+    test_memory_commit(q->mem);
+    vring_refresh_memory(&q->vring);
+    test_memory_del(q->mem, SPARE_BASE);
+    test_memory_commit(q->mem);
 
-    pop_write_buffer(&q, &elem, &q.buf, 0, SPARE_BASE, 512);
+    pop_write_buffer(q, &elem, &q->buf, 0, SPARE_BASE, 512);
     memset(elem.in_sg[0].iov_base, 0x22, 512);
-    test_queue_use(&q, &elem, 512);
-    test_queue_run(&q, 3);
-    test_queue_cleanup(&q);
+    test_queue_use(q, &elem, 512);
+    test_queue_run(q, 3);
 }
 
 /* Plugs RAM in place of the ring, with the old contents or fresh */
@@ -670,25 +624,21 @@ static void check_lost(TestQueue *q)
 }
 
 /* covers: ROBS-22, G11 */
-static void test_ring_lost_and_found(const TestMode *mode)
+static void test_ring_lost_and_found(TestQueue *q)
 {
-    VringConfig config = mode_config(mode);
     GByteArray *contents;
-    TestQueue q;
 
-    test_queue_init(&q, &config);
     for (unsigned i = 0; i < 3; i++) {
-        test_queue_run(&q, i);
-        contents = unplug_ring(&q);
-        check_lost(&q);
-        g_assert_cmpuint(test_memory_tables(q.mem), ==, 1);
-        replug_ring(&q, contents);
+        test_queue_run(q, i);
+        contents = unplug_ring(q);
+        check_lost(q);
+        g_assert_cmpuint(test_memory_tables(q->mem), ==, 1);
+        replug_ring(q, contents);
         g_byte_array_unref(contents);
-        test_queue_run(&q, i);
-        g_assert_false(driver_has_used(&q.drv));
-        g_assert_false(q.vring.dropped);
+        test_queue_run(q, i);
+        g_assert_false(driver_has_used(&q->drv));
+        g_assert_false(q->vring.dropped);
     }
-    test_queue_cleanup(&q);
 }
 
 /* covers: ROBS-22, G11: one area is enough to lose the ring */
@@ -722,55 +672,47 @@ static void test_one_area_lost(const TestMode *mode)
 }
 
 /* covers: G11, M6: the ring goes while buffers are in flight */
-static void test_ring_lost_in_flight(const TestMode *mode)
+static void test_ring_lost_in_flight(TestQueue *q)
 {
-    VringConfig config = mode_config(mode);
     VirtQueueElement elem[3];
     VringVectors buf[3];
-    TestQueue q;
 
-    test_queue_init(&q, &config);
     for (unsigned i = 0; i < 3; i++) {
-        pop_write_buffer(&q, &elem[i], &buf[i], i, DATA_BASE + 512 * i,
+        pop_write_buffer(q, &elem[i], &buf[i], i, DATA_BASE + 512 * i,
                          512);
     }
     /* Published when the ring goes, which is the last moment for it */
-    vring_push(&q.vring, &elem[0], &buf[0], 512);
-    g_byte_array_unref(unplug_ring(&q));
-    g_assert_cmpuint(vring_unpublished(&q.vring), ==, 0);
-    check_lost(&q);
-    g_assert_false(q.vring.dropped);
-    g_assert_cmpuint(test_memory_tables(q.mem), ==, 2);
-    vring_push(&q.vring, &elem[1], &buf[1], 512);
-    vring_detach(&q.vring, &elem[2], &buf[2]);
-    g_assert_cmpuint(test_memory_tables(q.mem), ==, 1);
-    g_assert_cmpuint(q.vring.inuse, ==, 0);
-    check_lost(&q);
-    g_assert_true(q.vring.dropped);
-    test_queue_cleanup(&q);
+    vring_push(&q->vring, &elem[0], &buf[0], 512);
+    g_byte_array_unref(unplug_ring(q));
+    g_assert_cmpuint(vring_unpublished(&q->vring), ==, 0);
+    check_lost(q);
+    g_assert_false(q->vring.dropped);
+    g_assert_cmpuint(test_memory_tables(q->mem), ==, 2);
+    vring_push(&q->vring, &elem[1], &buf[1], 512);
+    vring_detach(&q->vring, &elem[2], &buf[2]);
+    g_assert_cmpuint(test_memory_tables(q->mem), ==, 1);
+    g_assert_cmpuint(q->vring.inuse, ==, 0);
+    check_lost(q);
+    g_assert_true(q->vring.dropped);
 }
 
 /* covers: ROBS-22, NOTIF-8: the ring comes back with another wish in it */
-static void test_ring_found_changed(const TestMode *mode)
+static void test_ring_found_changed(TestQueue *q)
 {
-    VringConfig config = mode_config(mode);
     GByteArray *off, *on;
-    TestQueue q;
 
-    test_queue_init(&q, &config);
-    test_queue_run(&q, 0);
-    vring_disable_notification(&q.vring);
-    off = unplug_ring(&q);
-    replug_ring(&q, off);
-    g_assert_false(vring_enable_notification(&q.vring));
-    on = unplug_ring(&q);
-    replug_ring(&q, off);
-    g_assert_false(vring_enable_notification(&q.vring));
-    driver_offer_buffer(&q.drv, 1, DATA_BASE, 16, true);
-    g_assert_true(driver_must_kick(&q.drv));
+    test_queue_run(q, 0);
+    vring_disable_notification(&q->vring);
+    off = unplug_ring(q);
+    replug_ring(q, off);
+    g_assert_false(vring_enable_notification(&q->vring));
+    on = unplug_ring(q);
+    replug_ring(q, off);
+    g_assert_false(vring_enable_notification(&q->vring));
+    driver_offer_buffer(&q->drv, 1, DATA_BASE, 16, true);
+    g_assert_true(driver_must_kick(&q->drv));
     g_byte_array_unref(off);
     g_byte_array_unref(on);
-    test_queue_cleanup(&q);
 }
 
 /* With VIRTIO_F_IN_ORDER: when each of two buffers is done */
@@ -890,57 +832,50 @@ static void pin_queue_init(TestQueue *q, const VringConfig *config)
  * covers: D6, M8, M9: parked at teardown in memory that is unplugged then, and
  * given up by the next Vring
  */
-static void test_pin(const TestMode *mode)
+static void test_pin(TestQueue *q)
 {
-    VringConfig config = mode_config(mode);
+    VringConfig config = q->drv.config;
     VirtQueueElement elem;
     unsigned regions;
-    TestQueue q;
 
-    pin_queue_init(&q, &config);
-    regions = test_memory_regions(q.mem);
-    pop_chain(&q, &elem, &q.buf, pin_desc, ARRAY_SIZE(pin_desc));
-    vring_pin(&q.vring, &elem, &q.buf);
-    g_assert_cmpuint(test_memory_mappings(q.mem), ==, 3);
-    g_assert_cmpuint(test_memory_all_dirty(q.mem), ==, 0);
+    regions = test_memory_regions(q->mem);
+    pop_chain(q, &elem, &q->buf, pin_desc, ARRAY_SIZE(pin_desc));
+    vring_pin(&q->vring, &elem, &q->buf);
+    g_assert_cmpuint(test_memory_mappings(q->mem), ==, 3);
+    g_assert_cmpuint(test_memory_all_dirty(q->mem), ==, 0);
 
-    test_memory_del(q.mem, SPARE_BASE);
-    test_memory_commit(q.mem);
-    vring_refresh_memory(&q.vring);
-    g_assert_cmpuint(test_memory_tables(q.mem), ==, 1);
-    vring_close(&q.vring);
-    vring_open(&q.vring, &config, q.mem, &error_abort);
-    q.vring.inuse = elem.ndescs;
+    test_memory_del(q->mem, SPARE_BASE);
+    test_memory_commit(q->mem);
+    vring_refresh_memory(&q->vring);
+    g_assert_cmpuint(test_memory_tables(q->mem), ==, 1);
+    vring_close(&q->vring);
+    vring_open(&q->vring, &config, q->mem, &error_abort);
+    q->vring.inuse = elem.ndescs;
 
-    g_assert_cmpuint(test_memory_regions(q.mem), ==, regions);
+    g_assert_cmpuint(test_memory_regions(q->mem), ==, regions);
     memset(elem.in_sg[0].iov_base, 0x33, 512);
-    vring_detach(&q.vring, &elem, NULL);
-    g_assert_cmpuint(test_memory_mappings(q.mem), ==, 0);
-    g_assert_cmpuint(test_memory_regions(q.mem), ==, regions - 1);
-    g_assert_cmpuint(test_memory_dirty(q.mem, DATA_BASE + 1000, 1), ==, 1);
-    g_assert_cmpuint(q.vring.inuse, ==, 0);
-    g_assert_cmpuint(vring_publish(&q.vring), ==, 0);
-    test_queue_cleanup(&q);
+    vring_detach(&q->vring, &elem, NULL);
+    g_assert_cmpuint(test_memory_mappings(q->mem), ==, 0);
+    g_assert_cmpuint(test_memory_regions(q->mem), ==, regions - 1);
+    g_assert_cmpuint(test_memory_dirty(q->mem, DATA_BASE + 1000, 1), ==, 1);
+    g_assert_cmpuint(q->vring.inuse, ==, 0);
+    g_assert_cmpuint(vring_publish(&q->vring), ==, 0);
 }
 
 /* An element that was mapped by the general path has its references already */
-static void test_pin_twice(const TestMode *mode)
+static void test_pin_twice(TestQueue *q)
 {
     static const TestDesc desc[] = { { IOMMU_BASE, 64, NEXT, 1 },
                                      { DATA_BASE, 64, WRITE } };
-    VringConfig config = mode_config(mode);
     VirtQueueElement elem;
-    TestQueue q;
 
-    mapping_queue_init(&q, &config);
-    pop_chain(&q, &elem, &q.buf, desc, ARRAY_SIZE(desc));
-    g_assert_cmpuint(test_memory_mappings(q.mem), ==, 2);
-    vring_pin(&q.vring, &elem, &q.buf);
-    vring_pin(&q.vring, &elem, &q.buf);
-    g_assert_cmpuint(test_memory_mappings(q.mem), ==, 2);
-    test_queue_use(&q, &elem, 64);
-    g_assert_cmpuint(test_memory_mappings(q.mem), ==, 0);
-    test_queue_cleanup(&q);
+    pop_chain(q, &elem, &q->buf, desc, ARRAY_SIZE(desc));
+    g_assert_cmpuint(test_memory_mappings(q->mem), ==, 2);
+    vring_pin(&q->vring, &elem, &q->buf);
+    vring_pin(&q->vring, &elem, &q->buf);
+    g_assert_cmpuint(test_memory_mappings(q->mem), ==, 2);
+    test_queue_use(q, &elem, 64);
+    g_assert_cmpuint(test_memory_mappings(q->mem), ==, 0);
 }
 
 /*
@@ -952,7 +887,6 @@ static void test_push_foreign_element(const TestMode *mode)
     for (unsigned before = 0; before < 2 * QUEUE_SIZE; before += 3) {
         VringConfig config = mode_config(mode);
         VirtQueueElement elem;
-        uint32_t id, len;
         Vring saved;
         TestQueue q;
 
@@ -975,9 +909,7 @@ static void test_push_foreign_element(const TestMode *mode)
         test_memory_clean(q.mem);
         vring_push(&q.vring, &elem, NULL, 513);
         g_assert_cmpuint(vring_publish(&q.vring), ==, 1);
-        g_assert_true(driver_take(&q.drv, &id, &len));
-        g_assert_cmpuint(id, ==, 0);
-        g_assert_cmpuint(len, ==, 513);
+        test_queue_take(&q, 0, 513);
         g_assert_cmpuint(test_memory_mappings(q.mem), ==, 0);
         g_assert_cmpuint(test_memory_dirty(q.mem, SPARE_BASE, 513), ==, 512);
         test_queue_run(&q, 1);
@@ -1129,11 +1061,11 @@ static void test_unpop(const TestMode *mode)
         vring_unpop(&q.vring, &elem, &q.buf);
         g_assert_cmpuint(q.vring.inuse, ==, 0);
         g_assert_true(vring_more_avail(&q.vring));
-        g_assert_cmpint(vring_pop(&q.vring, &elem, &q.buf), ==, 1);
+        test_queue_pop(&q, &elem);
         bounce(&q, &elem, &q.buf, iov);
         vring_unpop(&q.vring, &elem, &q.buf);
         g_assert_cmpuint(test_memory_mappings(q.mem), ==, 0);
-        g_assert_cmpint(vring_pop(&q.vring, &elem, &q.buf), ==, 1);
+        test_queue_pop(&q, &elem);
         check_unmapped(&q, &elem, &q.buf);
         g_assert_false(vring_more_avail(&q.vring));
         test_queue_use(&q, &elem, 0);
@@ -1171,8 +1103,7 @@ static void test_translate(void)
                          host);
             }
             g_assert(!vring_ram_table_translate(table, addr, left + 1, &hint));
-            g_assert(!vring_ram_table_translate(table, addr, UINT64_MAX,
-                                                &hint));
+            g_assert(!vring_ram_table_translate(table, addr, UINT64_MAX, &hint));
         }
     }
     vring_ram_table_unref(table);
@@ -1185,35 +1116,51 @@ static void test_translate(void)
 
 int main(int argc, char **argv)
 {
+    static const TestRow rows[] = {
+        { "dirty/buffers", test_dirty_buffers, QUEUE_SIZE, TEST_ALL_MODES,
+          .init = mapping_queue_init },
+        { "dirty/used-ring", test_dirty_used_ring, QUEUE_SIZE,
+          .init = mapping_queue_init },
+        { "dirty/event-fields", test_dirty_event_fields, QUEUE_SIZE,
+          TEST_MODES },
+        { "dirty/when-logged", test_dirty_when_logged, QUEUE_SIZE,
+          TEST_ALL_MODES, .init = mapping_queue_init },
+        { "detach", test_detach, QUEUE_SIZE, TEST_ALL_MODES,
+          .init = mapping_queue_init },
+        { "general/adjoining-regions", test_adjoining_regions, QUEUE_SIZE,
+          TEST_ALL_MODES, .init = mapping_queue_init },
+        { "general/translated", test_translated, QUEUE_SIZE, TEST_ALL_MODES,
+          .init = mapping_queue_init },
+        { "areas-in-regions", test_areas_in_regions, QUEUE_SIZE,
+          TEST_ALL_MODES, .init = mapping_queue_init },
+        { "change/idle", test_change_when_idle, QUEUE_SIZE, TEST_ALL_MODES },
+        { "change/unplug-in-flight", test_unplug_in_flight, QUEUE_SIZE,
+          TEST_ALL_MODES },
+        { "change/many", test_many_changes, QUEUE_SIZE, TEST_ALL_MODES },
+        { "change/unnoticed", test_change_unnoticed, QUEUE_SIZE,
+          TEST_ALL_MODES },
+        { "ring-lost/and-found", test_ring_lost_and_found, QUEUE_SIZE,
+          TEST_ALL_MODES },
+        { "ring-lost/in-flight", test_ring_lost_in_flight, QUEUE_SIZE,
+          TEST_ALL_MODES },
+        { "ring-lost/found-changed", test_ring_found_changed, QUEUE_SIZE,
+          TEST_ALL_MODES },
+        { "pin/outlives-the-ring", test_pin, QUEUE_SIZE, TEST_ALL_MODES,
+          .init = pin_queue_init },
+        { "pin/twice", test_pin_twice, QUEUE_SIZE, TEST_ALL_MODES,
+          .init = mapping_queue_init },
+    };
+
     g_test_init(&argc, &argv, NULL);
-    MODE_TEST("dirty/buffers", test_dirty_buffers);
-    g_test_add_func("/vring/mapping/dirty/used-ring", test_dirty_used_ring);
-    test_add_modes("/vring/mapping/dirty/event-fields",
-                   test_dirty_event_fields, TEST_MODES);
-    MODE_TEST("dirty/when-logged", test_dirty_when_logged);
     MODE_TEST("dirty/by-region", test_dirty_by_region);
-    MODE_TEST("detach", test_detach);
-    MODE_TEST("general/adjoining-regions", test_adjoining_regions);
-    MODE_TEST("general/translated", test_translated);
     MODE_TEST("general/table-over-regions", test_table_over_regions);
-    for (unsigned i = 0; i < ARRAY_SIZE(undo_cases); i++) {
-        g_test_add_data_func(undo_cases[i].path, &undo_cases[i], test_undo);
-    }
-    MODE_TEST("areas-in-regions", test_areas_in_regions);
-    MODE_TEST("change/idle", test_change_when_idle);
-    MODE_TEST("change/unplug-in-flight", test_unplug_in_flight);
-    MODE_TEST("change/many", test_many_changes);
-    MODE_TEST("change/unnoticed", test_change_unnoticed);
-    MODE_TEST("ring-lost/and-found", test_ring_lost_and_found);
+    test_add_cases(undo_cases, test_undo);
     MODE_TEST("ring-lost/one-area", test_one_area_lost);
-    MODE_TEST("ring-lost/in-flight", test_ring_lost_in_flight);
-    MODE_TEST("ring-lost/found-changed", test_ring_found_changed);
     g_test_add_func("/vring/mapping/ring-lost/in-order", test_order_lost);
-    MODE_TEST("pin/outlives-the-ring", test_pin);
-    MODE_TEST("pin/twice", test_pin_twice);
     MODE_TEST("push-foreign-element", test_push_foreign_element);
     MODE_TEST("bounced", test_bounced);
     MODE_TEST("unpop", test_unpop);
     g_test_add_func("/vring/mapping/translate", test_translate);
+    test_add_rows("/vring/mapping", rows, ARRAY_SIZE(rows));
     return g_test_run();
 }

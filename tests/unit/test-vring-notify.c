@@ -188,20 +188,6 @@ static const UsedCase used_cases[] = {
     },
 };
 
-/* As if the queue had been in use for a while */
-static void start_at(TestQueue *q, uint16_t idx)
-{
-    q->vring.last_avail_idx = idx;
-    q->vring.shadow_avail_idx = idx;
-    q->vring.used_idx = idx;
-    q->vring.signalled_used = idx;
-    q->vring.signalled_used_valid = true;
-    q->drv.avail_idx = idx;
-    q->drv.used_idx = idx;
-    driver_set_avail_idx(&q->drv, idx);
-    driver_set_used_idx(&q->drv, idx);
-}
-
 static void test_used(const void *opaque)
 {
     const UsedCase *c = opaque;
@@ -217,7 +203,7 @@ static void test_used(const void *opaque)
         g_test_message("%s", big_endian ? "big-endian" : "little-endian");
         config.notify_on_empty = c->notify_on_empty;
         test_queue_init(&q, &config);
-        start_at(&q, c->start);
+        test_queue_start_at(&q, c->start);
         driver_set_avail_flags(&q.drv, c->flags);
         driver_set_used_event(&q.drv, c->used_event);
         for (unsigned i = 0; i < c->more; i++) {
@@ -247,7 +233,7 @@ static void test_on_empty_in_flight(void)
     driver_set_avail_flags(&q.drv, 1);
     vring_vectors_init(&buf);
     driver_offer_buffer(&q.drv, 7, DATA_BASE, 1, true);
-    g_assert_cmpint(vring_pop(&q.vring, &elem, &buf), ==, 1);
+    test_queue_pop_buf(&q, &elem, &buf);
     test_queue_use_batch(&q, 2);
     g_assert_false(vring_should_notify(&q.vring));
     vring_push(&q.vring, &elem, &buf, 0);
@@ -257,46 +243,36 @@ static void test_on_empty_in_flight(void)
 }
 
 /* covers: SPLIT-37 */
-static void test_used_event_left_at_0(void)
+static void test_used_event_left_at_0(TestQueue *q)
 {
-    const TestMode mode = { .event_idx = true };
-    VringConfig config = test_config(&mode, QUEUE_SIZE);
     unsigned count = 0;
-    TestQueue q;
 
-    test_queue_init(&q, &config);
     for (unsigned i = 0; i <= 65536; i++) {
-        test_queue_run(&q, i % QUEUE_SIZE);
-        if (vring_should_notify(&q.vring)) {
+        test_queue_run(q, i % QUEUE_SIZE);
+        if (vring_should_notify(&q->vring)) {
             g_assert_cmpuint(i % 65536, ==, 0);
             count++;
         }
     }
     g_assert_cmpuint(count, ==, 2);
-    test_queue_cleanup(&q);
 }
 
 /* covers: SPLIT-35: every place of used_event around a batch of every size */
-static void test_event_idx_exhaustive(void)
+static void test_event_idx_exhaustive(TestQueue *q)
 {
     static const uint16_t starts[] = { 0, 5, 0x7ffc, 0x8000, 65530, 65535 };
-    const TestMode mode = { .event_idx = true };
-    VringConfig config = test_config(&mode, QUEUE_SIZE);
-    TestQueue q;
 
-    test_queue_init(&q, &config);
     for (unsigned s = 0; s < ARRAY_SIZE(starts); s++) {
         for (unsigned n = 1; n <= QUEUE_SIZE; n++) {
             for (int place = -12; place < 20; place++) {
-                start_at(&q, starts[s]);
-                driver_set_used_event(&q.drv, starts[s] + place);
-                test_queue_use_batch(&q, n);
-                g_assert_cmpint(vring_should_notify(&q.vring), ==,
+                test_queue_start_at(q, starts[s]);
+                driver_set_used_event(&q->drv, starts[s] + place);
+                test_queue_use_batch(q, n);
+                g_assert_cmpint(vring_should_notify(&q->vring), ==,
                                 place >= 0 && place < (int)n);
             }
         }
     }
-    test_queue_cleanup(&q);
 }
 
 /* Publishes elements in pieces, as what is completed goes on for a while */
@@ -312,51 +288,41 @@ static void use_pieces(TestQueue *q, const unsigned *piece, unsigned n)
  * covers: SPLIT-35, SPLIT-39: asked once after several pieces, wherever
  * used_event lies in or around them
  */
-static void test_pieces(void)
+static void test_pieces(TestQueue *q)
 {
     static const unsigned pieces[][3] = {
         { 1, 1, 1 }, { 3, 1, 4 }, { 8, 8, 8 }, { 1, 8, 2 }, { 8, 1, 1 },
     };
     static const uint16_t starts[] = { 0, 5, 0x7ff8, 65520, 65535 };
-    const TestMode mode = { .event_idx = true };
-    VringConfig config = test_config(&mode, QUEUE_SIZE);
-    TestQueue q;
 
-    test_queue_init(&q, &config);
     for (unsigned i = 0; i < ARRAY_SIZE(pieces) * ARRAY_SIZE(starts); i++) {
         const unsigned *piece = pieces[i / ARRAY_SIZE(starts)];
         uint16_t start = starts[i % ARRAY_SIZE(starts)];
         int total = piece[0] + piece[1] + piece[2];
 
         for (int place = -4; place < total + 4; place++) {
-            start_at(&q, start);
-            driver_set_used_event(&q.drv, start + place);
-            use_pieces(&q, piece, 3);
-            g_assert_cmpint(vring_should_notify(&q.vring), ==,
+            test_queue_start_at(q, start);
+            driver_set_used_event(&q->drv, start + place);
+            use_pieces(q, piece, 3);
+            g_assert_cmpint(vring_should_notify(&q->vring), ==,
                             place >= 0 && place < total);
             /* Said once, and not again for the same elements */
-            g_assert_false(vring_should_notify(&q.vring));
+            g_assert_false(vring_should_notify(&q->vring));
         }
     }
-    test_queue_cleanup(&q);
 }
 
 /* covers: SPLIT-31, SPLIT-32: without EVENT_IDX the flags decide, when asked */
-static void test_pieces_flags(void)
+static void test_pieces_flags(TestQueue *q)
 {
     static const unsigned piece[] = { 2, 8, 1 };
-    const TestMode mode = { .event_idx = false };
-    VringConfig config = test_config(&mode, QUEUE_SIZE);
-    TestQueue q;
 
-    test_queue_init(&q, &config);
     for (unsigned flags = 0; flags < 2; flags++) {
-        driver_set_avail_flags(&q.drv, !flags);
-        use_pieces(&q, piece, ARRAY_SIZE(piece));
-        driver_set_avail_flags(&q.drv, flags);
-        g_assert_cmpint(vring_should_notify(&q.vring), ==, !flags);
+        driver_set_avail_flags(&q->drv, !flags);
+        use_pieces(q, piece, ARRAY_SIZE(piece));
+        driver_set_avail_flags(&q->drv, flags);
+        g_assert_cmpint(vring_should_notify(&q->vring), ==, !flags);
     }
-    test_queue_cleanup(&q);
 }
 
 /* covers: SPLIT-14: what was pushed counts until it is published */
@@ -371,12 +337,12 @@ static void test_unpublished(void)
         TestQueue q;
 
         test_queue_init(&q, &config);
-        start_at(&q, starts[i / TEST_MODES]);
+        test_queue_start_at(&q, starts[i / TEST_MODES]);
         for (unsigned n = 0; n <= QUEUE_SIZE; n++) {
             for (unsigned j = 0; j < n; j++) {
                 g_assert_cmpuint(vring_unpublished(&q.vring), ==, j);
                 driver_offer_buffer(&q.drv, j, DATA_BASE, 1, true);
-                g_assert_cmpint(vring_pop(&q.vring, &elem, &q.buf), ==, 1);
+                test_queue_pop(&q, &elem);
                 g_assert_cmpuint(vring_unpublished(&q.vring), ==, j);
                 vring_push(&q.vring, &elem, &q.buf, 1);
             }
@@ -387,7 +353,7 @@ static void test_unpublished(void)
 
         /* What is given up is never published */
         driver_offer_buffer(&q.drv, 0, DATA_BASE, 1, true);
-        g_assert_cmpint(vring_pop(&q.vring, &elem, &q.buf), ==, 1);
+        test_queue_pop(&q, &elem);
         vring_detach(&q.vring, &elem, &q.buf);
         g_assert_cmpuint(vring_unpublished(&q.vring), ==, 0);
         test_queue_cleanup(&q);
@@ -422,22 +388,16 @@ static void test_used_flags(void)
 }
 
 /* covers: SPLIT-46 */
-static void test_nothing_behind_used_ring(void)
+static void test_nothing_behind_used_ring(TestQueue *q)
 {
-    const TestMode mode = { .event_idx = false };
-    VringConfig config = test_config(&mode, QUEUE_SIZE);
-    TestQueue q;
-
-    test_queue_init(&q, &config);
-    driver_set_avail_event(&q.drv, 0x5a5a);
+    driver_set_avail_event(&q->drv, 0x5a5a);
     for (unsigned i = 0; i < 3 * QUEUE_SIZE; i++) {
-        vring_disable_notification(&q.vring);
-        test_queue_run(&q, i % QUEUE_SIZE);
-        vring_should_notify(&q.vring);
-        vring_enable_notification(&q.vring);
-        g_assert_cmphex(driver_avail_event(&q.drv), ==, 0x5a5a);
+        vring_disable_notification(&q->vring);
+        test_queue_run(q, i % QUEUE_SIZE);
+        vring_should_notify(&q->vring);
+        vring_enable_notification(&q->vring);
+        g_assert_cmphex(driver_avail_event(&q->drv), ==, 0x5a5a);
     }
-    test_queue_cleanup(&q);
 }
 
 /* Would a driver that follows 2.7.10 notify the device of its last buffer? */
@@ -457,7 +417,7 @@ static void test_avail_event(void)
         TestQueue q;
 
         test_queue_init(&q, &config);
-        start_at(&q, starts[i / 2]);
+        test_queue_start_at(&q, starts[i / 2]);
         for (unsigned j = 0; j < 20; j++) {
             g_assert_false(vring_enable_notification(&q.vring));
             g_assert_cmpuint(driver_avail_event(&q.drv), ==,
@@ -494,25 +454,28 @@ static void test_enable_looks_again(void)
 
 int main(int argc, char **argv)
 {
+    static const TestRow rows[] = {
+        { "used/used-event-left-at-0", test_used_event_left_at_0, QUEUE_SIZE,
+          .mode = { .event_idx = true } },
+        { "used/event-idx-exhaustive", test_event_idx_exhaustive, QUEUE_SIZE,
+          .mode = { .event_idx = true } },
+        { "used/pieces", test_pieces, QUEUE_SIZE,
+          .mode = { .event_idx = true } },
+        { "used/pieces-flags", test_pieces_flags, QUEUE_SIZE },
+        { "avail/nothing-behind-used-ring", test_nothing_behind_used_ring,
+          QUEUE_SIZE },
+    };
+
     g_test_init(&argc, &argv, NULL);
-    for (unsigned i = 0; i < ARRAY_SIZE(used_cases); i++) {
-        g_test_add_data_func(used_cases[i].path, &used_cases[i], test_used);
-    }
+    test_add_cases(used_cases, test_used);
     g_test_add_func("/vring/notify/used/on-empty-but-buffer-in-flight",
                     test_on_empty_in_flight);
-    g_test_add_func("/vring/notify/used/used-event-left-at-0",
-                    test_used_event_left_at_0);
-    g_test_add_func("/vring/notify/used/event-idx-exhaustive",
-                    test_event_idx_exhaustive);
-    g_test_add_func("/vring/notify/used/pieces", test_pieces);
-    g_test_add_func("/vring/notify/used/pieces-flags", test_pieces_flags);
     g_test_add_func("/vring/notify/used/unpublished", test_unpublished);
     g_test_add_func("/vring/notify/avail/used-flags-are-0-or-1",
                     test_used_flags);
-    g_test_add_func("/vring/notify/avail/nothing-behind-used-ring",
-                    test_nothing_behind_used_ring);
     g_test_add_func("/vring/notify/avail/avail-event", test_avail_event);
     g_test_add_func("/vring/notify/avail/enable-looks-again",
                     test_enable_looks_again);
+    test_add_rows("/vring/notify", rows, ARRAY_SIZE(rows));
     return g_test_run();
 }

@@ -15,7 +15,10 @@
 #include "qapi/error.h"
 #include "vring-test-driver.h"
 
-static const unsigned sizes[] = { 1, 2, 3, 5, 8 };
+static const unsigned sizes[] = { 1, 2, 3, 5, 8, 0 };
+
+#define FLAGS { .packed = true }
+#define EVENT_IDX { .packed = true, .event_idx = true }
 
 static void notify_queue_init(TestQueue *q, unsigned num, bool event_idx)
 {
@@ -37,7 +40,7 @@ static void use_list(TestQueue *q, unsigned n)
         desc[i] = (TestDesc) { DATA_BASE, 1, WRITE };
     }
     driver_offer_chain(&q->drv, n, desc, n);
-    g_assert_cmpint(vring_pop(&q->vring, &elem, &q->buf), ==, 1);
+    test_queue_pop(q, &elem);
     test_queue_use(q, &elem, 1);
 }
 
@@ -115,30 +118,25 @@ static void test_flags(const void *opaque)
  * covers: PACK-44, PACK-45: each place that can be awaited, around a batch
  * and a list of each size, at each position of both laps
  */
-static void test_event_exhaustive(void)
+static void test_event_exhaustive(TestQueue *q)
 {
-    for (unsigned s = 0; s < ARRAY_SIZE(sizes); s++) {
-        unsigned num = sizes[s];
-        TestQueue q;
+    unsigned num = q->drv.config.num;
 
-        notify_queue_init(&q, num, true);
-        for (unsigned start = 0; start < 2 * num; start++) {
-            for (unsigned i = 0; i < num * 2 * num * 2; i++) {
-                unsigned n = 1 + i / 4 / num, place = i / 2 % (2 * num);
+    for (unsigned start = 0; start < 2 * num; start++) {
+        for (unsigned i = 0; i < num * 2 * num * 2; i++) {
+            unsigned n = 1 + i / 4 / num, place = i / 2 % (2 * num);
 
-                go_to(&q, start);
-                await(&q, place);
-                if (i % 2) {
-                    test_queue_use_batch(&q, n);
-                } else {
-                    use_list(&q, n);
-                }
-                g_assert_cmpint(vring_should_notify(&q.vring), ==, place < n);
-                /* Said once, and not again for the same buffers */
-                g_assert_false(vring_should_notify(&q.vring));
+            go_to(q, start);
+            await(q, place);
+            if (i % 2) {
+                test_queue_use_batch(q, n);
+            } else {
+                use_list(q, n);
             }
+            g_assert_cmpint(vring_should_notify(&q->vring), ==, place < n);
+            /* Said once, and not again for the same buffers */
+            g_assert_false(vring_should_notify(&q->vring));
         }
-        test_queue_cleanup(&q);
     }
 }
 
@@ -146,30 +144,26 @@ static void test_event_exhaustive(void)
  * covers: PACK-44: an event that was passed long ago is of a lap that does not
  * come again, and one that is moved on in time is met
  */
-static void test_event_moves(void)
+static void test_event_moves(TestQueue *q)
 {
-    TestQueue q;
-
-    notify_queue_init(&q, 5, true);
-    go_to(&q, 0);
+    go_to(q, 0);
     for (unsigned i = 0; i < 50; i++) {
-        await(&q, 2);
-        test_queue_use_batch(&q, 1);
-        g_assert_false(vring_should_notify(&q.vring));
-        test_queue_use_batch(&q, 1);
-        g_assert_false(vring_should_notify(&q.vring));
-        test_queue_use_batch(&q, 1);
-        g_assert_true(vring_should_notify(&q.vring));
-        test_queue_use_batch(&q, 1);
-        g_assert_false(vring_should_notify(&q.vring));
+        await(q, 2);
+        test_queue_use_batch(q, 1);
+        g_assert_false(vring_should_notify(&q->vring));
+        test_queue_use_batch(q, 1);
+        g_assert_false(vring_should_notify(&q->vring));
+        test_queue_use_batch(q, 1);
+        g_assert_true(vring_should_notify(&q->vring));
+        test_queue_use_batch(q, 1);
+        g_assert_false(vring_should_notify(&q->vring));
     }
     /* Left where it is, it comes once in two laps */
-    await(&q, 3);
+    await(q, 3);
     for (unsigned i = 0; i < 100; i++) {
-        test_queue_use_batch(&q, 1);
-        g_assert_cmpint(vring_should_notify(&q.vring), ==, i % 10 == 3);
+        test_queue_use_batch(q, 1);
+        g_assert_cmpint(vring_should_notify(&q->vring), ==, i % 10 == 3);
     }
-    test_queue_cleanup(&q);
 }
 
 /*
@@ -190,151 +184,127 @@ static void check_pieces(TestQueue *q, unsigned place, unsigned total)
     g_assert_false(vring_should_notify(&q->vring));
 }
 
-static void test_pieces(void)
+static void test_pieces(TestQueue *q)
 {
     static const unsigned pieces[][3] = {
         { 1, 1, 1 }, { 3, 1, 4 }, { 5, 5, 0 }, { 5, 5, 5 }, { 1, 5, 2 },
         { 5, 4, 0 }, { 5, 1, 5 }, { 5, 0, 0 }, { 1, 3, 1 },
     };
     const unsigned num = 5;
-    TestQueue q;
 
-    notify_queue_init(&q, num, true);
     for (unsigned i = 0; i < ARRAY_SIZE(pieces); i++) {
         unsigned total = pieces[i][0] + pieces[i][1] + pieces[i][2];
 
         for (unsigned j = 0; j < 2 * num * 3 * num; j++) {
             unsigned start = j / (3 * num), place = j % (3 * num);
 
-            go_to(&q, start);
-            await(&q, place);
+            go_to(q, start);
+            await(q, place);
             for (unsigned k = 0; k < 3 && pieces[i][k]; k++) {
-                test_queue_use_batch(&q, pieces[i][k]);
+                test_queue_use_batch(q, pieces[i][k]);
             }
-            check_pieces(&q, place % (2 * num), total);
+            check_pieces(q, place % (2 * num), total);
         }
     }
-    test_queue_cleanup(&q);
 }
 
 /* covers: PACK-42: without EVENT_IDX the flags decide, when asked */
-static void test_pieces_flags(void)
+static void test_pieces_flags(TestQueue *q)
 {
-    TestQueue q;
-
-    notify_queue_init(&q, 8, false);
     for (unsigned flags = 0; flags < 2; flags++) {
-        driver_set_irq_event(&q.drv, 0, !flags);
-        test_queue_use_batch(&q, 2);
-        test_queue_use_batch(&q, 8);
-        test_queue_use_batch(&q, 1);
-        driver_set_irq_event(&q.drv, 0, flags);
-        g_assert_cmpint(vring_should_notify(&q.vring), ==, !flags);
+        driver_set_irq_event(&q->drv, 0, !flags);
+        test_queue_use_batch(q, 2);
+        test_queue_use_batch(q, 8);
+        test_queue_use_batch(q, 1);
+        driver_set_irq_event(&q->drv, 0, flags);
+        g_assert_cmpint(vring_should_notify(&q->vring), ==, !flags);
     }
-    test_queue_cleanup(&q);
 }
 
 /* covers: ROBP-12: an irq or none, and the next good event is met */
-static void test_garbage_offset(void)
+static void test_garbage_offset(TestQueue *q)
 {
     static const uint16_t offsets[] = {
         5, 6, 9, 10, 255, 0x3fff, 0x4000, 0x7ffe, 0x7fff,
     };
-    TestQueue q;
 
-    notify_queue_init(&q, 5, true);
-    go_to(&q, 0);
+    go_to(q, 0);
     for (unsigned i = 0; i < 40 * ARRAY_SIZE(offsets); i++) {
         uint16_t off_wrap = offsets[i / 40] | (i % 2 ? EVENT_WRAP : 0);
 
-        driver_set_irq_event(&q.drv, off_wrap, EVENT_DESC);
-        test_queue_use_batch(&q, 1 + i % 5);
-        vring_should_notify(&q.vring);
-        await(&q, i % 10);
-        test_queue_use_batch(&q, 1);
-        g_assert_cmpint(vring_should_notify(&q.vring), ==, i % 10 == 0);
+        driver_set_irq_event(&q->drv, off_wrap, EVENT_DESC);
+        test_queue_use_batch(q, 1 + i % 5);
+        vring_should_notify(&q->vring);
+        await(q, i % 10);
+        test_queue_use_batch(q, 1);
+        g_assert_cmpint(vring_should_notify(&q->vring), ==, i % 10 == 0);
     }
-    test_queue_cleanup(&q);
 }
 
 /* Available buffer notifications */
 
 /* covers: PACK-40, PACK-46, PACK-47: whatever the driver wrote there */
-static void test_kick_flags(void)
+static void test_kick_flags(TestQueue *q)
 {
-    TestQueue q;
-
-    notify_queue_init(&q, 5, false);
-    g_assert_cmphex(driver_kick_flags(&q.drv), ==, EVENT_ENABLE);
+    g_assert_cmphex(driver_kick_flags(&q->drv), ==, EVENT_ENABLE);
     for (unsigned i = 0; i < 24; i++) {
-        vring_disable_notification(&q.vring);
-        g_assert_cmphex(driver_kick_flags(&q.drv), ==, EVENT_DISABLE);
-        test_queue_run(&q, i);
-        g_assert_false(driver_must_kick(&q.drv));
-        driver_set_kick_event(&q.drv, 0xffff, 0xffff);
-        g_assert_false(vring_enable_notification(&q.vring));
-        g_assert_cmphex(driver_kick_flags(&q.drv), ==, EVENT_ENABLE);
-        test_queue_run(&q, i);
-        g_assert_true(driver_must_kick(&q.drv));
-        driver_set_kick_event(&q.drv, 0xffff, 0xffff);
+        vring_disable_notification(&q->vring);
+        g_assert_cmphex(driver_kick_flags(&q->drv), ==, EVENT_DISABLE);
+        test_queue_run(q, i);
+        g_assert_false(driver_must_kick(&q->drv));
+        driver_set_kick_event(&q->drv, 0xffff, 0xffff);
+        g_assert_false(vring_enable_notification(&q->vring));
+        g_assert_cmphex(driver_kick_flags(&q->drv), ==, EVENT_ENABLE);
+        test_queue_run(q, i);
+        g_assert_true(driver_must_kick(&q->drv));
+        driver_set_kick_event(&q->drv, 0xffff, 0xffff);
     }
-    test_queue_cleanup(&q);
 }
 
 /*
  * covers: PACK-40, PACK-46, PACK-47: the next position, in the lap that it is
  * of; raw bytes, with the offset in front
  */
-static void test_kick_event(void)
+static void test_kick_event(TestQueue *q)
 {
-    for (unsigned s = 0; s < ARRAY_SIZE(sizes); s++) {
-        TestQueue q;
+    unsigned num = q->drv.config.num;
 
-        notify_queue_init(&q, sizes[s], true);
-        for (unsigned i = 0; i < 6 * sizes[s]; i++) {
-            uint16_t want = i % sizes[s] |
-                            (i / sizes[s] % 2 ? 0 : EVENT_WRAP);
+    for (unsigned i = 0; i < 6 * num; i++) {
+        uint16_t want = i % num | (i / num % 2 ? 0 : EVENT_WRAP);
 
-            driver_set_kick_event(&q.drv, 0xffff, 0xffff);
-            g_assert_false(vring_enable_notification(&q.vring));
-            g_assert_cmphex(driver_kick_off_wrap(&q.drv), ==, want);
-            g_assert_cmphex(q.drv.used[0], ==, want & 0xff);
-            g_assert_cmphex(q.drv.used[1], ==, want >> 8);
-            g_assert_cmphex(q.drv.used[2], ==, EVENT_DESC);
-            g_assert_cmphex(q.drv.used[3], ==, 0);
-            test_queue_run(&q, i);
-        }
-        test_queue_cleanup(&q);
+        driver_set_kick_event(&q->drv, 0xffff, 0xffff);
+        g_assert_false(vring_enable_notification(&q->vring));
+        g_assert_cmphex(driver_kick_off_wrap(&q->drv), ==, want);
+        g_assert_cmphex(q->drv.used[0], ==, want & 0xff);
+        g_assert_cmphex(q->drv.used[1], ==, want >> 8);
+        g_assert_cmphex(q->drv.used[2], ==, EVENT_DESC);
+        g_assert_cmphex(q->drv.used[3], ==, 0);
+        test_queue_run(q, i);
     }
 }
 
 /* covers: PACK-40: where the driver goes on counts, not what was returned */
-static void test_kick_event_in_flight(void)
+static void test_kick_event_in_flight(TestQueue *q)
 {
-    for (unsigned s = 0; s < ARRAY_SIZE(sizes); s++) {
-        unsigned num = sizes[s];
-        TestQueue q;
+    unsigned num = q->drv.config.num;
 
-        notify_queue_init(&q, num, true);
-        for (unsigned start = 0; start < 2 * num; start++) {
-            VirtQueueElement elem[8];
-            VringVectors buf[8];
+    for (unsigned start = 0; start < 2 * num; start++) {
+        VirtQueueElement elem[8];
+        VringVectors buf[8];
 
-            for (unsigned i = 0; i < num; i++) {
-                vring_vectors_init(&buf[i]);
-                driver_offer_buffer(&q.drv, i, DATA_BASE, 1, true);
-                g_assert_cmpint(vring_pop(&q.vring, &elem[i], &buf[i]), ==, 1);
-                g_assert_false(vring_enable_notification(&q.vring));
-                g_assert_cmphex(driver_kick_off_wrap(&q.drv), ==,
-                                driver_off_wrap(&q.drv, q.drv.avail_pos));
-                g_assert_cmphex(driver_kick_flags(&q.drv), ==, EVENT_DESC);
-            }
-            for (unsigned i = 0; i < num; i++) {
-                test_queue_use_buf(&q, &elem[i], &buf[i], 1);
-            }
-            test_queue_run(&q, 0);
+        for (unsigned i = 0; i < num; i++) {
+            vring_vectors_init(&buf[i]);
+            driver_offer_buffer(&q->drv, i, DATA_BASE, 1, true);
+            test_queue_pop_buf(q, &elem[i], &buf[i]);
+            g_assert_false(vring_enable_notification(&q->vring));
+            g_assert_cmphex(driver_kick_off_wrap(&q->drv), ==,
+                            driver_off_wrap(&q->drv, q->drv.avail_pos));
+            g_assert_cmphex(driver_kick_flags(&q->drv), ==, EVENT_DESC);
         }
-        test_queue_cleanup(&q);
+        for (unsigned i = 0; i < num; i++) {
+            test_queue_use_buf(q, &elem[i], &buf[i], 1);
+        }
+        test_queue_run(q, 0);
     }
 }
 
@@ -342,29 +312,24 @@ static void test_kick_event_in_flight(void)
  * covers: PACK-48: a driver that obeys notifies of the first buffer that comes
  * after the device has asked, be it a list, and of none before
  */
-static void test_kick_once(void)
+static void test_kick_once(TestQueue *q)
 {
-    for (unsigned s = 0; s < ARRAY_SIZE(sizes); s++) {
-        unsigned num = sizes[s];
-        TestQueue q;
+    unsigned num = q->drv.config.num;
 
-        notify_queue_init(&q, num, true);
-        vring_disable_notification(&q.vring);
-        use_list(&q, num);
-        g_assert_false(driver_must_kick(&q.drv));
-        for (unsigned i = 0; i < 8 * num; i++) {
-            g_assert_false(vring_enable_notification(&q.vring));
-            use_list(&q, 1 + i % num);
-            g_assert_true(driver_must_kick(&q.drv));
+    vring_disable_notification(&q->vring);
+    use_list(q, num);
+    g_assert_false(driver_must_kick(&q->drv));
+    for (unsigned i = 0; i < 8 * num; i++) {
+        g_assert_false(vring_enable_notification(&q->vring));
+        use_list(q, 1 + i % num);
+        g_assert_true(driver_must_kick(&q->drv));
 
-            /* Asked for, but not again, at least for the rest of two laps */
-            vring_disable_notification(&q.vring);
-            for (unsigned n = 1 + i % num; n < 2 * num; n++) {
-                use_list(&q, 1);
-                g_assert_false(driver_must_kick(&q.drv));
-            }
+        /* Asked for, but not again, at least for the rest of two laps */
+        vring_disable_notification(&q->vring);
+        for (unsigned n = 1 + i % num; n < 2 * num; n++) {
+            use_list(q, 1);
+            g_assert_false(driver_must_kick(&q->drv));
         }
-        test_queue_cleanup(&q);
     }
 }
 
@@ -400,7 +365,7 @@ static void test_kick_structure_is_clean(void)
 /* covers: PACK-48: what came before the device asked again is not missed */
 static void test_enable_looks_again(void)
 {
-    for (unsigned i = 0; i < 2 * ARRAY_SIZE(sizes); i++) {
+    for (unsigned i = 0; sizes[i / 2]; i++) {
         TestQueue q;
 
         notify_queue_init(&q, sizes[i / 2], i % 2);
@@ -455,29 +420,28 @@ static void test_ask_in_other_memory(void)
 
 int main(int argc, char **argv)
 {
+    static const TestRow rows[] = {
+        { "irq/event-exhaustive", test_event_exhaustive, .mode = EVENT_IDX,
+          .nums = sizes },
+        { "irq/event-moves", test_event_moves, 5, .mode = EVENT_IDX },
+        { "irq/pieces", test_pieces, 5, .mode = EVENT_IDX },
+        { "irq/pieces-flags", test_pieces_flags, 8, .mode = FLAGS },
+        { "irq/garbage-offset", test_garbage_offset, 5, .mode = EVENT_IDX },
+        { "kick/flags", test_kick_flags, 5, .mode = FLAGS },
+        { "kick/event", test_kick_event, .mode = EVENT_IDX, .nums = sizes },
+        { "kick/event-in-flight", test_kick_event_in_flight,
+          .mode = EVENT_IDX, .nums = sizes },
+        { "kick/once", test_kick_once, .mode = EVENT_IDX, .nums = sizes },
+    };
+
     g_test_init(&argc, &argv, NULL);
-    for (unsigned i = 0; i < ARRAY_SIZE(flags_cases); i++) {
-        g_test_add_data_func(flags_cases[i].path, &flags_cases[i],
-                             test_flags);
-    }
-    g_test_add_func("/vring/packed-notify/irq/event-exhaustive",
-                    test_event_exhaustive);
-    g_test_add_func("/vring/packed-notify/irq/event-moves", test_event_moves);
-    g_test_add_func("/vring/packed-notify/irq/pieces", test_pieces);
-    g_test_add_func("/vring/packed-notify/irq/pieces-flags",
-                    test_pieces_flags);
-    g_test_add_func("/vring/packed-notify/irq/garbage-offset",
-                    test_garbage_offset);
-    g_test_add_func("/vring/packed-notify/kick/flags", test_kick_flags);
-    g_test_add_func("/vring/packed-notify/kick/event", test_kick_event);
-    g_test_add_func("/vring/packed-notify/kick/event-in-flight",
-                    test_kick_event_in_flight);
-    g_test_add_func("/vring/packed-notify/kick/once", test_kick_once);
+    test_add_cases(flags_cases, test_flags);
     g_test_add_func("/vring/packed-notify/kick/structure-is-clean",
                     test_kick_structure_is_clean);
     g_test_add_func("/vring/packed-notify/kick/enable-looks-again",
                     test_enable_looks_again);
     g_test_add_func("/vring/packed-notify/kick/ask-in-other-memory",
                     test_ask_in_other_memory);
+    test_add_rows("/vring/packed-notify", rows, ARRAY_SIZE(rows));
     return g_test_run();
 }

@@ -17,7 +17,9 @@
 #include "qapi/error.h"
 #include "vring-test-driver.h"
 
-static const TestMode packed_mode = { .packed = true };
+#define PACKED { .packed = true }
+
+static const TestMode packed_mode = PACKED;
 
 static VringConfig packed_config(unsigned num)
 {
@@ -26,11 +28,11 @@ static VringConfig packed_config(unsigned num)
 
 /* Any sizes; most are no powers of two (PACK-2) */
 static const unsigned sizes[] = {
-    1, 2, 3, 5, 7, 8, 100, 255, 256, 257, 1000, 1024, 4099, 32767, 32768,
+    1, 2, 3, 5, 7, 8, 100, 255, 256, 257, 1000, 1024, 4099, 32767, 32768, 0
 };
 
 /* Small ones, of which every place can be tried */
-static const unsigned small_sizes[] = { 1, 2, 3, 5, 7, 8 };
+static const unsigned small_sizes[] = { 1, 2, 3, 5, 7, 8, 0 };
 
 /* Buffers in flight, by the order in which they were popped */
 typedef struct Flight {
@@ -51,7 +53,7 @@ static Flight *flights_new(unsigned n)
 static void pop(TestQueue *q, Flight *flight, uint16_t id, unsigned ndescs)
 {
     g_assert_true(vring_more_avail(&q->vring));
-    g_assert_cmpint(vring_pop(&q->vring, &flight->elem, &flight->buf), ==, 1);
+    test_queue_pop_buf(q, &flight->elem, &flight->buf);
     g_assert_cmpuint(flight->elem.index, ==, id);
     g_assert_cmpuint(flight->elem.ndescs, ==, ndescs);
 }
@@ -68,15 +70,6 @@ static void push(TestQueue *q, Flight *flight, uint32_t len)
 {
     vring_push(&q->vring, &flight->elem, &flight->buf, len);
     vring_vectors_release(&flight->buf);
-}
-
-static void take(TestQueue *q, uint16_t id, uint32_t len)
-{
-    uint32_t used_id, used_len;
-
-    g_assert_true(driver_take(&q->drv, &used_id, &used_len));
-    g_assert_cmpuint(used_id, ==, id);
-    g_assert_cmpuint(used_len, ==, len);
 }
 
 static void take_nothing(TestQueue *q)
@@ -177,22 +170,19 @@ static void test_raw_bytes(const void *opaque)
 }
 
 /* covers: PACK-1 */
-static void test_minimal_alignment(void)
+static void test_minimal_alignment(TestQueue *q)
 {
-    VringConfig config = packed_config(5);
-    TestQueue q;
+    VringConfig config = q->drv.config;
 
-    test_queue_init(&q, &config);
     config.desc = RING_BASE + 0x10;
     config.avail = RING_BASE + 0x64;
     config.used = RING_BASE + 0x104;
-    test_queue_reopen(&q, &config);
+    test_queue_reopen(q, &config);
     for (unsigned i = 0; i < 20; i++) {
-        test_queue_run(&q, i);
-        g_assert_false(vring_enable_notification(&q.vring));
-        vring_should_notify(&q.vring);
+        test_queue_run(q, i);
+        g_assert_false(vring_enable_notification(&q->vring));
+        vring_should_notify(&q->vring);
     }
-    test_queue_cleanup(&q);
 }
 
 /* Fills the ring with buffers of one descriptor, and returns the last first */
@@ -217,7 +207,7 @@ static void run_full_ring(TestQueue *q)
     }
     g_assert_cmpuint(vring_publish(&q->vring), ==, num);
     for (unsigned i = num; i-- > 0;) {
-        take(q, i, i + 1);
+        test_queue_take(q, i, i + 1);
     }
     take_nothing(q);
     g_free(flights);
@@ -253,24 +243,17 @@ static void run_list(TestQueue *q, uint16_t id, unsigned n, unsigned out,
 }
 
 /* covers: PACK-2, PACK-4, PACK-21, PACK-22 */
-static void test_queue_sizes(void)
+static void test_queue_sizes(TestQueue *q)
 {
-    for (unsigned i = 0; i < ARRAY_SIZE(sizes); i++) {
-        unsigned num = sizes[i], list = MIN(num, VIRTQUEUE_MAX_SIZE);
-        VringConfig config = packed_config(num);
-        TestQueue q;
+    unsigned num = q->drv.config.num, list = MIN(num, VIRTQUEUE_MAX_SIZE);
 
-        g_test_message("%u", num);
-        test_queue_init(&q, &config);
-        run_list(&q, 1, list, list / 2, 1);
-        test_queue_run(&q, 0);
-        run_full_ring(&q);
-        run_list(&q, 2, list, 0, 1);
-        run_list(&q, 3, list, list, 0);
-        run_full_ring(&q);
-        test_queue_run(&q, num - 1);
-        test_queue_cleanup(&q);
-    }
+    run_list(q, 1, list, list / 2, 1);
+    test_queue_run(q, 0);
+    run_full_ring(q);
+    run_list(q, 2, list, 0, 1);
+    run_list(q, 3, list, list, 0);
+    run_full_ring(q);
+    test_queue_run(q, num - 1);
 }
 
 /* covers: PACK-2, G5: refused for what they are, as they fit in RAM */
@@ -298,7 +281,7 @@ static void test_bad_queue_sizes(void)
  */
 static void test_lists_anywhere(void)
 {
-    for (unsigned s = 0; s < ARRAY_SIZE(small_sizes); s++) {
+    for (unsigned s = 0; small_sizes[s]; s++) {
         unsigned num = small_sizes[s];
 
         for (unsigned n = 1; n <= num; n++) {
@@ -321,22 +304,18 @@ static void test_lists_anywhere(void)
 }
 
 /* covers: PACK-22: lists that grow the buffer, up to the largest array */
-static void test_list_lengths(void)
+static void test_list_lengths(TestQueue *q)
 {
     static const unsigned lengths[] = {
         1, 2, 17, 18, 19, 35, 36, 37, 71, 72, 73, 143, 144, 145, 287, 288, 289,
         575, 576, 577, 1023, 1024,
     };
-    VringConfig config = packed_config(1500);
-    TestQueue q;
 
-    test_queue_init(&q, &config);
     for (unsigned i = 0; i < ARRAY_SIZE(lengths); i++) {
         for (unsigned out = 0; out <= lengths[i]; out += 1 + out / 3) {
-            run_list(&q, i, lengths[i], out, out < lengths[i] ? 1 : 0);
+            run_list(q, i, lengths[i], out, out < lengths[i] ? 1 : 0);
         }
     }
-    test_queue_cleanup(&q);
 }
 
 /* Available buffers */
@@ -388,34 +367,30 @@ static void test_idle(const void *opaque)
 }
 
 /* covers: PACK-23, PACK-24: without a kick, and only if it is its turn */
-static void test_next_position_decides(void)
+static void test_next_position_decides(TestQueue *q)
 {
-    VringConfig config = packed_config(4);
     const TestDesc buffer = { DATA_BASE, 16, WRITE };
     Flight flight[4];
-    TestQueue q;
 
-    test_queue_init(&q, &config);
-    vring_disable_notification(&q.vring);
+    vring_disable_notification(&q->vring);
     for (unsigned lap = 0; lap < 3; lap++) {
         for (unsigned i = 0; i < 4; i++) {
             vring_vectors_init(&flight[i].buf);
-            driver_add_chain(&q.drv, i, &buffer, 1);
+            driver_add_chain(&q->drv, i, &buffer, 1);
             /* Three of them are there, but for the first one */
-            pop_nothing(&q);
+            pop_nothing(q);
         }
-        driver_expose(&q.drv);
+        driver_expose(&q->drv);
         for (unsigned i = 0; i < 4; i++) {
-            pop(&q, &flight[i], i, 1);
-            push(&q, &flight[i], 1);
+            pop(q, &flight[i], i, 1);
+            push(q, &flight[i], 1);
         }
-        pop_nothing(&q);
-        vring_publish(&q.vring);
+        pop_nothing(q);
+        vring_publish(&q->vring);
         for (unsigned i = 0; i < 4; i++) {
-            take(&q, i, 1);
+            test_queue_take(q, i, 1);
         }
     }
-    test_queue_cleanup(&q);
 }
 
 /* covers: PACK-50 */
@@ -440,33 +415,29 @@ static void test_empty_kicks(void)
 }
 
 /* covers: PACK-25, ROBP-10: ids are the driver's own business */
-static void test_ids(void)
+static void test_ids(TestQueue *q)
 {
     static const uint16_t ids[] = {
         0, 1, 2, 3, 4, 255, 256, 0x7fff, 0x8000, 0x8001, 0xfffe, 0xffff,
     };
-    VringConfig config = packed_config(3);
     Flight flight[3];
-    TestQueue q;
 
-    test_queue_init(&q, &config);
     for (unsigned i = 0; i < 3; i++) {
         vring_vectors_init(&flight[i].buf);
     }
     for (unsigned i = 0; i + 2 < ARRAY_SIZE(ids); i++) {
         for (unsigned j = 0; j < 3; j++) {
-            offer_list(&q, ids[i + j], 1, 0);
-            pop(&q, &flight[j], ids[i + j], 1);
+            offer_list(q, ids[i + j], 1, 0);
+            pop(q, &flight[j], ids[i + j], 1);
         }
         for (unsigned j = 0; j < 3; j++) {
             unsigned k = (i + j) % 3;
 
-            push(&q, &flight[k], 1 + k);
-            g_assert_cmpuint(vring_publish(&q.vring), ==, 1);
-            take(&q, ids[i + k], 1 + k);
+            push(q, &flight[k], 1 + k);
+            g_assert_cmpuint(vring_publish(&q->vring), ==, 1);
+            test_queue_take(q, ids[i + k], 1 + k);
         }
     }
-    test_queue_cleanup(&q);
 }
 
 /* Used buffers */
@@ -504,7 +475,7 @@ static unsigned return_some(TestQueue *q, GRand *rand, Flight **flights,
     }
     g_assert_cmpuint(vring_publish(&q->vring), ==, piece);
     for (unsigned i = 0; i < piece; i++) {
-        take(q, ids[i], 1 + i);
+        test_queue_take(q, ids[i], 1 + i);
     }
     take_nothing(q);
     return n;
@@ -514,33 +485,25 @@ static unsigned return_some(TestQueue *q, GRand *rand, Flight **flights,
  * covers: PACK-11, PACK-12, PACK-14, VQ-2: lists of mixed length come back in
  * any order, in pieces of any size, where the driver looks for them
  */
-static void test_any_order(void)
+static void test_any_order(TestQueue *q)
 {
     GRand *rand = g_rand_new_with_seed(1);
+    unsigned num = q->drv.config.num, n = 0;
+    g_autofree Flight *storage = flights_new(num);
+    g_autofree Flight **flights = g_new(Flight *, num);
+    uint16_t next_id = 0;
 
-    for (unsigned s = 0; s < ARRAY_SIZE(small_sizes); s++) {
-        unsigned num = small_sizes[s], n = 0;
-        VringConfig config = packed_config(num);
-        Flight *storage = flights_new(num);
-        g_autofree Flight **flights = g_new(Flight *, num);
-        uint16_t next_id = 0;
-        TestQueue q;
-
-        for (unsigned i = 0; i < num; i++) {
-            flights[i] = &storage[i];
-        }
-        test_queue_init(&q, &config);
-        for (unsigned round = 0; round < 2000; round++) {
-            n = pop_some(&q, rand, flights, n, &next_id);
-            n = return_some(&q, rand, flights, n);
-        }
-        while (n) {
-            n = return_some(&q, rand, flights, n);
-        }
-        g_assert_cmpuint(q.drv.room, ==, num);
-        g_free(storage);
-        test_queue_cleanup(&q);
+    for (unsigned i = 0; i < num; i++) {
+        flights[i] = &storage[i];
     }
+    for (unsigned round = 0; round < 2000; round++) {
+        n = pop_some(q, rand, flights, n, &next_id);
+        n = return_some(q, rand, flights, n);
+    }
+    while (n) {
+        n = return_some(q, rand, flights, n);
+    }
+    g_assert_cmpuint(q->drv.room, ==, num);
     g_rand_free(rand);
 }
 
@@ -577,7 +540,7 @@ static void test_publish_batch(void)
             g_assert_cmpuint(vring_publish(&q.vring), ==, n);
             g_assert_cmpuint(vring_publish(&q.vring), ==, 0);
             for (unsigned i = 0; i < n; i++) {
-                take(&q, 600 + i, 100 + i);
+                test_queue_take(&q, 600 + i, 100 + i);
             }
             take_nothing(&q);
             test_queue_cleanup(&q);
@@ -586,47 +549,38 @@ static void test_publish_batch(void)
 }
 
 /* covers: PACK-8: what was shown is the driver's: nothing touches it again */
-static void test_used_is_left_alone(void)
+static void test_used_is_left_alone(TestQueue *q)
 {
-    VringConfig config = packed_config(5);
-    TestQueue q;
-
-    test_queue_init(&q, &config);
     for (unsigned i = 0; i < 12; i++) {
-        unsigned slot = q.drv.used_pos % 5;
-        uint8_t *used = q.drv.desc + 16 * slot;
+        unsigned slot = q->drv.used_pos % 5;
+        uint8_t *used = q->drv.desc + 16 * slot;
         uint8_t scribble[16];
 
-        test_queue_run(&q, i);
+        test_queue_run(q, i);
         /* All but the flags, which must not make it available */
         memset(used, 0x5a, 14);
         memcpy(scribble, used, 16);
-        test_queue_run(&q, 100 + i);
-        test_queue_run(&q, 200 + i);
-        vring_publish(&q.vring);
-        vring_should_notify(&q.vring);
-        vring_enable_notification(&q.vring);
+        test_queue_run(q, 100 + i);
+        test_queue_run(q, 200 + i);
+        vring_publish(&q->vring);
+        vring_should_notify(&q->vring);
+        vring_enable_notification(&q->vring);
         g_assert_cmpmem(used, 16, scribble, 16);
     }
-    test_queue_cleanup(&q);
 }
 
 /* covers: PACK-16 */
-static void test_used_length(void)
+static void test_used_length(TestQueue *q)
 {
     static const uint32_t lengths[] = { 0, 1, 511, 512 };
-    VringConfig config = packed_config(3);
     Flight flight;
-    TestQueue q;
 
-    test_queue_init(&q, &config);
     vring_vectors_init(&flight.buf);
     for (unsigned i = 0; i < 4 * ARRAY_SIZE(lengths); i++) {
-        driver_offer_buffer(&q.drv, 1, DATA_BASE, 512, true);
-        pop(&q, &flight, 1, 1);
-        test_queue_use_buf(&q, &flight.elem, &flight.buf, lengths[i % 4]);
+        driver_offer_buffer(&q->drv, 1, DATA_BASE, 512, true);
+        pop(q, &flight, 1, 1);
+        test_queue_use_buf(q, &flight.elem, &flight.buf, lengths[i % 4]);
     }
-    test_queue_cleanup(&q);
 }
 
 /*
@@ -667,7 +621,7 @@ static void test_what_is_touched(void)
         g_assert_cmpuint(vring_publish(&q.vring), ==, 1);
         vring_should_notify(&q.vring);
         vring_enable_notification(&q.vring);
-        take(&q, 7, 512);
+        test_queue_take(&q, 7, 512);
 
         test_memory_protect(q.mem, driver_base, PROT_READ | PROT_WRITE);
         test_memory_protect(q.mem, table_base, PROT_READ | PROT_WRITE);
@@ -810,44 +764,37 @@ static void test_table(const void *opaque)
 }
 
 /* covers: ROBP-15: wherever they stand in a list, one choice for all places */
-static void test_empty_descriptors(void)
+static void test_empty_descriptors(TestQueue *q)
 {
     static const TestDesc desc[] = {
         { 0xdead0000, 0 }, { HDR }, { 0xdead0000, 0 }, { BLOCK, WRITE },
         { 0xdead0000, 0 }, { 0xdead0000, 0, WRITE },
     };
-    VringConfig config = packed_config(6);
     Flight flight;
-    TestQueue q;
 
-    test_queue_init(&q, &config);
     vring_vectors_init(&flight.buf);
-    driver_offer_chain(&q.drv, 3, desc, ARRAY_SIZE(desc));
-    pop(&q, &flight, 3, ARRAY_SIZE(desc));
+    driver_offer_chain(&q->drv, 3, desc, ARRAY_SIZE(desc));
+    pop(q, &flight, 3, ARRAY_SIZE(desc));
     g_assert_cmpuint(flight.elem.out_num, ==, 1);
     g_assert_cmphex(flight.elem.out_addr[0], ==, DATA_BASE);
     g_assert_cmpuint(flight.elem.in_num, ==, 1);
     g_assert_cmphex(flight.elem.in_addr[0], ==, DATA_BASE + 0x200);
-    test_queue_use_buf(&q, &flight.elem, &flight.buf, 5);
+    test_queue_use_buf(q, &flight.elem, &flight.buf, 5);
 
     /* Nothing else but them */
-    driver_offer_chain(&q.drv, 4, desc, 1);
-    pop(&q, &flight, 4, 1);
+    driver_offer_chain(&q->drv, 4, desc, 1);
+    pop(q, &flight, 4, 1);
     g_assert_cmpuint(flight.elem.out_num + flight.elem.in_num, ==, 0);
-    test_queue_use_buf(&q, &flight.elem, &flight.buf, 0);
-    test_queue_cleanup(&q);
+    test_queue_use_buf(q, &flight.elem, &flight.buf, 0);
 }
 
 /* covers: PACK-30, ROBP-8: as many entries as any array has, and queue 3 */
-static void test_long_table(void)
+static void test_long_table(TestQueue *q)
 {
     static const unsigned lengths[] = { 4, 18, 19, 100, 1023, 1024 };
-    VringConfig config = packed_config(3);
     TestDesc *table = g_new(TestDesc, 1024);
     Flight flight;
-    TestQueue q;
 
-    test_queue_init(&q, &config);
     vring_vectors_init(&flight.buf);
     for (unsigned i = 0; i < ARRAY_SIZE(lengths); i++) {
         unsigned n = lengths[i], out = n / 2;
@@ -860,16 +807,15 @@ static void test_long_table(void)
                 .flags = j < out ? 0 : WRITE,
             };
         }
-        driver_set_table(&q.drv, test_memory_host(q.mem, TABLE_BASE + 1),
+        driver_set_table(&q->drv, test_memory_host(q->mem, TABLE_BASE + 1),
                          table, n);
-        driver_offer_chain(&q.drv, 63, &desc, 1);
-        pop(&q, &flight, 63, 1);
-        test_check_long(&q, &flight.elem, n, out);
-        test_queue_use_buf(&q, &flight.elem, &flight.buf, 1);
+        driver_offer_chain(&q->drv, 63, &desc, 1);
+        pop(q, &flight, 63, 1);
+        test_check_long(q, &flight.elem, n, out);
+        test_queue_use_buf(q, &flight.elem, &flight.buf, 1);
         vring_vectors_release(&flight.buf);
     }
     g_free(table);
-    test_queue_cleanup(&q);
 }
 
 /* What is marked dirty */
@@ -884,39 +830,32 @@ static uint64_t dirty_desc(TestQueue *q, unsigned pos)
 }
 
 /* covers: M9: the used descriptors, wherever the batch lies, and no others */
-static void test_dirty_used(void)
+static void test_dirty_used(TestQueue *q)
 {
-    for (unsigned s = 0; s < ARRAY_SIZE(small_sizes); s++) {
-        unsigned num = small_sizes[s];
-        VringConfig config = packed_config(num);
-        Flight *flights = flights_new(num);
-        TestQueue q;
+    unsigned num = q->drv.config.num;
+    g_autofree Flight *flights = flights_new(num);
 
-        test_queue_init(&q, &config);
-        for (unsigned n = 1; n <= num; n++) {
-            for (unsigned shift = 0; shift < 2 * num; shift++) {
-                unsigned first = q.drv.used_pos;
-                uint64_t dirty = 0;
+    for (unsigned n = 1; n <= num; n++) {
+        for (unsigned shift = 0; shift < 2 * num; shift++) {
+            unsigned first = q->drv.used_pos;
+            uint64_t dirty = 0;
 
-                for (unsigned i = 0; i < n; i++) {
-                    driver_offer_buffer(&q.drv, i, DATA_BASE, 1, false);
-                    pop(&q, &flights[i], i, 1);
-                }
-                test_memory_clean(q.mem);
-                for (unsigned i = 0; i < n; i++) {
-                    push(&q, &flights[i], 0);
-                }
-                g_assert_cmpuint(vring_publish(&q.vring), ==, n);
-                for (unsigned i = 0; i < n; i++) {
-                    dirty += dirty_desc(&q, first + i);
-                    take(&q, i, 0);
-                }
-                g_assert_cmpuint(test_memory_all_dirty(q.mem), ==, dirty);
-                test_queue_run(&q, 0);
+            for (unsigned i = 0; i < n; i++) {
+                driver_offer_buffer(&q->drv, i, DATA_BASE, 1, false);
+                pop(q, &flights[i], i, 1);
             }
+            test_memory_clean(q->mem);
+            for (unsigned i = 0; i < n; i++) {
+                push(q, &flights[i], 0);
+            }
+            g_assert_cmpuint(vring_publish(&q->vring), ==, n);
+            for (unsigned i = 0; i < n; i++) {
+                dirty += dirty_desc(q, first + i);
+                test_queue_take(q, i, 0);
+            }
+            g_assert_cmpuint(test_memory_all_dirty(q->mem), ==, dirty);
+            test_queue_run(q, 0);
         }
-        g_free(flights);
-        test_queue_cleanup(&q);
     }
 }
 
@@ -924,38 +863,35 @@ static void test_dirty_used(void)
  * covers: M9: of each list the descriptor that is written, where the lengths of
  * those before have put it; the rest of the batch may be marked with it
  */
-static void test_dirty_lists(void)
+static void test_dirty_lists(TestQueue *q)
 {
-    VringConfig config = packed_config(7);
+    VringConfig config = q->drv.config;
     Flight flight[3];
-    TestQueue q;
 
-    test_queue_init(&q, &config);
     for (unsigned round = 0; round < 28; round++) {
-        unsigned pos = q.drv.used_pos;
+        unsigned pos = q->drv.used_pos;
 
         for (unsigned i = 0; i < 3; i++) {
             vring_vectors_init(&flight[i].buf);
-            offer_list(&q, i, 1 + i, 1 + i);
-            pop(&q, &flight[i], i, 1 + i);
+            offer_list(q, i, 1 + i, 1 + i);
+            pop(q, &flight[i], i, 1 + i);
         }
-        test_memory_clean(q.mem);
+        test_memory_clean(q->mem);
         for (unsigned i = 3; i-- > 0;) {
-            push(&q, &flight[i], 0);
+            push(q, &flight[i], 0);
         }
-        g_assert_cmpuint(vring_publish(&q.vring), ==, 3);
+        g_assert_cmpuint(vring_publish(&q->vring), ==, 3);
         for (unsigned i = 3; i-- > 0;) {
-            dirty_desc(&q, pos);
+            dirty_desc(q, pos);
             pos += 1 + i;
-            take(&q, i, 0);
+            test_queue_take(q, i, 0);
         }
-        g_assert_cmpuint(test_memory_all_dirty(q.mem), <=, 6 * 16);
+        g_assert_cmpuint(test_memory_all_dirty(q->mem), <=, 6 * 16);
         pos %= 7;
-        g_assert_cmpuint(test_memory_dirty(q.mem, config.desc + 16 * pos, 16),
+        g_assert_cmpuint(test_memory_dirty(q->mem, config.desc + 16 * pos, 16),
                          ==, 0);
-        test_queue_run(&q, 0);
+        test_queue_run(q, 0);
     }
-    test_queue_cleanup(&q);
 }
 
 /* covers: M9, PACK-41 */
@@ -1002,26 +938,30 @@ static void test_dirty_event_structure(void)
 
 static void add_function_tests(void)
 {
-    g_test_add_func("/vring/packed/minimal-alignment", test_minimal_alignment);
-    g_test_add_func("/vring/packed/queue-sizes", test_queue_sizes);
+    static const TestRow rows[] = {
+        { "dirty/used", test_dirty_used, .mode = PACKED, .nums = small_sizes },
+        { "used/any-order", test_any_order, .mode = PACKED,
+          .nums = small_sizes },
+        { "queue-sizes", test_queue_sizes, .mode = PACKED, .nums = sizes },
+        { "minimal-alignment", test_minimal_alignment, 5, .mode = PACKED },
+        { "list/lengths", test_list_lengths, 1500, .mode = PACKED },
+        { "list/empty-descriptors", test_empty_descriptors, 6, .mode = PACKED },
+        { "next-position-decides", test_next_position_decides, 4,
+          .mode = PACKED },
+        { "ids", test_ids, 3, .mode = PACKED },
+        { "used/left-alone", test_used_is_left_alone, 5, .mode = PACKED },
+        { "used/length", test_used_length, 3, .mode = PACKED },
+        { "indirect/long-table", test_long_table, 3, .mode = PACKED },
+        { "dirty/lists", test_dirty_lists, 7, .mode = PACKED },
+    };
+
+    test_add_rows("/vring/packed", rows, ARRAY_SIZE(rows));
     g_test_add_func("/vring/packed/bad-queue-sizes", test_bad_queue_sizes);
     g_test_add_func("/vring/packed/list/anywhere", test_lists_anywhere);
-    g_test_add_func("/vring/packed/list/lengths", test_list_lengths);
-    g_test_add_func("/vring/packed/list/empty-descriptors",
-                    test_empty_descriptors);
-    g_test_add_func("/vring/packed/next-position-decides",
-                    test_next_position_decides);
     g_test_add_func("/vring/packed/empty-kicks", test_empty_kicks);
-    g_test_add_func("/vring/packed/ids", test_ids);
-    g_test_add_func("/vring/packed/used/any-order", test_any_order);
     g_test_add_func("/vring/packed/used/publish-shows-a-batch",
                     test_publish_batch);
-    g_test_add_func("/vring/packed/used/left-alone", test_used_is_left_alone);
-    g_test_add_func("/vring/packed/used/length", test_used_length);
     g_test_add_func("/vring/packed/what-is-touched", test_what_is_touched);
-    g_test_add_func("/vring/packed/indirect/long-table", test_long_table);
-    g_test_add_func("/vring/packed/dirty/used", test_dirty_used);
-    g_test_add_func("/vring/packed/dirty/lists", test_dirty_lists);
     g_test_add_func("/vring/packed/dirty/event-structure",
                     test_dirty_event_structure);
 }
@@ -1029,16 +969,9 @@ static void add_function_tests(void)
 int main(int argc, char **argv)
 {
     g_test_init(&argc, &argv, NULL);
-    for (unsigned i = 0; i < ARRAY_SIZE(raw_cases); i++) {
-        g_test_add_data_func(raw_cases[i].path, &raw_cases[i],
-                             test_raw_bytes);
-    }
-    for (unsigned i = 0; i < ARRAY_SIZE(idle_cases); i++) {
-        g_test_add_data_func(idle_cases[i].path, &idle_cases[i], test_idle);
-    }
-    for (unsigned i = 0; i < ARRAY_SIZE(table_cases); i++) {
-        g_test_add_data_func(table_cases[i].path, &table_cases[i], test_table);
-    }
+    test_add_cases(raw_cases, test_raw_bytes);
+    test_add_cases(idle_cases, test_idle);
+    test_add_cases(table_cases, test_table);
     add_function_tests();
     return g_test_run();
 }

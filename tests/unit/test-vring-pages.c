@@ -80,7 +80,7 @@ static void test_full_ring(const TestMode *mode)
         }
         for (unsigned i = 0; i < QUEUE_SIZE; i++) {
             vring_vectors_init(&buf[i]);
-            g_assert_cmpint(vring_pop(&q.vring, &elem[i], &buf[i]), ==, 1);
+            test_queue_pop_buf(&q, &elem[i], &buf[i]);
             g_assert_cmpuint(elem[i].index, ==, i);
         }
         g_assert_cmpint(vring_pop(&q.vring, &elem[0], &q.buf), ==, 0);
@@ -90,9 +90,7 @@ static void test_full_ring(const TestMode *mode)
         g_assert_false(driver_has_used(&q.drv));
         g_assert_cmpuint(vring_publish(&q.vring), ==, QUEUE_SIZE);
         for (unsigned i = 0; i < QUEUE_SIZE; i++) {
-            g_assert_true(driver_take(&q.drv, &id, &len));
-            g_assert_cmpuint(id, ==, i);
-            g_assert_cmpuint(len, ==, i);
+            test_queue_take(&q, i, i);
         }
         g_assert_false(driver_take(&q.drv, &id, &len));
     }
@@ -118,7 +116,7 @@ static void test_wishes(const TestMode *mode)
         }
         driver_offer_buffer(&q.drv, i % QUEUE_SIZE, DATA_BASE, 16, true);
         g_assert_true(driver_must_kick(&q.drv));
-        g_assert_cmpint(vring_pop(&q.vring, &elem, &q.buf), ==, 1);
+        test_queue_pop(&q, &elem);
         vring_push(&q.vring, &elem, &q.buf, 0);
         g_assert_cmpuint(vring_publish(&q.vring), ==, 1);
         /* The first check may be a false alarm; see signalled_used_valid */

@@ -65,7 +65,7 @@ static void test_raw_bytes(const void *opaque)
     memcpy(q.drv.desc, c->desc, sizeof(c->desc));
     memcpy(q.drv.avail, c->avail, sizeof(c->avail));
 
-    g_assert_cmpint(vring_pop(&q.vring, &elem, &q.buf), ==, 1);
+    test_queue_pop(&q, &elem);
     g_assert_cmpuint(elem.index, ==, 1);
     g_assert_cmpuint(elem.ndescs, ==, 1);
     g_assert_cmpuint(elem.out_num, ==, 1);
@@ -116,7 +116,7 @@ static void run_full_ring(TestQueue *q)
     driver_expose(&q->drv);
     for (unsigned i = 0; i < num; i++) {
         vring_vectors_init(&bufs[i]);
-        g_assert_cmpint(vring_pop(&q->vring, &elems[i], &bufs[i]), ==, 1);
+        test_queue_pop_buf(q, &elems[i], &bufs[i]);
         g_assert_cmpuint(elems[i].index, ==, i);
     }
     g_assert_cmpint(vring_pop(&q->vring, &elems[0], &bufs[0]), ==, 0);
@@ -126,9 +126,7 @@ static void run_full_ring(TestQueue *q)
     }
     g_assert_cmpuint(vring_publish(&q->vring), ==, num);
     for (unsigned i = num; i-- > 0;) {
-        g_assert_true(driver_take(&q->drv, &id, &len));
-        g_assert_cmpuint(id, ==, i);
-        g_assert_cmpuint(len, ==, i);
+        test_queue_take(q, i, i);
     }
     g_assert_false(driver_take(&q->drv, &id, &len));
     g_free(elems);
@@ -175,75 +173,59 @@ static void test_bad_queue_sizes(const TestMode *mode)
 }
 
 /* covers: SPLIT-4, SPLIT-13, SPLIT-17: both indexes pass 65535 twice */
-static void test_index_wrap(const TestMode *mode)
+static void test_index_wrap(TestQueue *q)
 {
-    VringConfig config = test_config(mode, 16);
     uint16_t idx = 0;
-    TestQueue q;
 
-    test_queue_init(&q, &config);
     for (unsigned i = 0; i < 2 * 65536 / 19 + 2; i++) {
-        test_queue_run(&q, i % 16);
-        run_full_ring(&q);
-        test_queue_run(&q, (i + 1) % 16);
-        test_queue_run(&q, (i + 2) % 16);
+        test_queue_run(q, i % 16);
+        run_full_ring(q);
+        test_queue_run(q, (i + 1) % 16);
+        test_queue_run(q, (i + 2) % 16);
         idx += 19;
-        g_assert_cmpuint(driver_used_idx(&q.drv), ==, idx);
+        g_assert_cmpuint(driver_used_idx(&q->drv), ==, idx);
     }
-    test_queue_cleanup(&q);
 }
 
 /* Available buffers */
 
 /* covers: SPLIT-5: no notification came, and none was asked for */
-static void test_pop_without_kick(const TestMode *mode)
+static void test_pop_without_kick(TestQueue *q)
 {
-    VringConfig config = test_config(mode, 8);
     VirtQueueElement elem;
-    TestQueue q;
 
-    test_queue_init(&q, &config);
-    vring_disable_notification(&q.vring);
-    g_assert_false(vring_more_avail(&q.vring));
-    driver_offer_buffer(&q.drv, 5, DATA_BASE, 512, false);
-    g_assert_true(vring_more_avail(&q.vring));
-    g_assert_cmpint(vring_pop(&q.vring, &elem, &q.buf), ==, 1);
-    g_assert_false(vring_more_avail(&q.vring));
-    test_queue_use(&q, &elem, 0);
-    test_queue_cleanup(&q);
+    vring_disable_notification(&q->vring);
+    g_assert_false(vring_more_avail(&q->vring));
+    driver_offer_buffer(&q->drv, 5, DATA_BASE, 512, false);
+    g_assert_true(vring_more_avail(&q->vring));
+    test_queue_pop(q, &elem);
+    g_assert_false(vring_more_avail(&q->vring));
+    test_queue_use(q, &elem, 0);
 }
 
 /* An entry that idx does not show yet is not taken; covers: SPLIT-4 */
-static void test_add_without_expose(const TestMode *mode)
+static void test_add_without_expose(TestQueue *q)
 {
-    VringConfig config = test_config(mode, 8);
     VirtQueueElement elem;
-    TestQueue q;
 
-    test_queue_init(&q, &config);
-    driver_add(&q.drv, 0);
-    g_assert_cmpint(vring_pop(&q.vring, &elem, &q.buf), ==, 0);
-    g_assert_false(vring_more_avail(&q.vring));
-    test_queue_cleanup(&q);
+    driver_add(&q->drv, 0);
+    g_assert_cmpint(vring_pop(&q->vring, &elem, &q->buf), ==, 0);
+    g_assert_false(vring_more_avail(&q->vring));
 }
 
 /* covers: SPLIT-45 */
-static void test_empty_kicks(const TestMode *mode)
+static void test_empty_kicks(TestQueue *q)
 {
-    VringConfig config = test_config(mode, 8);
     VirtQueueElement elem;
-    TestQueue q;
 
-    test_queue_init(&q, &config);
     for (unsigned i = 0; i < 1000; i++) {
-        vring_disable_notification(&q.vring);
-        g_assert_cmpint(vring_pop(&q.vring, &elem, &q.buf), ==, 0);
-        g_assert_cmpuint(vring_publish(&q.vring), ==, 0);
-        g_assert_false(vring_enable_notification(&q.vring));
+        vring_disable_notification(&q->vring);
+        g_assert_cmpint(vring_pop(&q->vring, &elem, &q->buf), ==, 0);
+        g_assert_cmpuint(vring_publish(&q->vring), ==, 0);
+        g_assert_false(vring_enable_notification(&q->vring));
     }
-    g_assert_cmpuint(driver_used_idx(&q.drv), ==, 0);
-    test_queue_run(&q, 3);
-    test_queue_cleanup(&q);
+    g_assert_cmpuint(driver_used_idx(&q->drv), ==, 0);
+    test_queue_run(q, 3);
 }
 
 /* A chain of @n descriptors, the first @out of them device-readable */
@@ -274,57 +256,49 @@ static const unsigned growth_lengths[] = {
 QEMU_BUILD_BUG_ON(VRING_INLINE_VECTORS != 18);
 
 /* covers: SPLIT-8: chains that fill the table, and more than fit inline */
-static void test_chain_lengths(const TestMode *mode)
+static void test_chain_lengths(TestQueue *q)
 {
     const unsigned *lengths = growth_lengths;
-    VringConfig config = test_config(mode, 1024);
     VirtQueueElement elem;
-    TestQueue q;
 
-    test_queue_init(&q, &config);
     for (unsigned i = 0; i < ARRAY_SIZE(growth_lengths); i++) {
         for (unsigned out = 0; out <= lengths[i]; out += 1 + out / 3) {
-            offer_chain(&q, lengths[i], out);
-            g_assert_cmpint(vring_pop(&q.vring, &elem, &q.buf), ==, 1);
-            test_check_long(&q, &elem, lengths[i], out);
-            test_queue_use(&q, &elem, 0);
-            vring_vectors_release(&q.buf);
+            offer_chain(q, lengths[i], out);
+            test_queue_pop(q, &elem);
+            test_check_long(q, &elem, lengths[i], out);
+            test_queue_use(q, &elem, 0);
+            vring_vectors_release(&q->buf);
         }
     }
-    test_queue_cleanup(&q);
 }
 
 /*
  * Buffers that keep what they have grown to: a shorter chain does with it, a
  * longer one grows on from there
  */
-static void test_grown_buffer(const TestMode *mode)
+static void test_grown_buffer(TestQueue *q)
 {
     static const unsigned lengths[] = { 19, 3, 36, 37, 18, 1000, 1024, 73 };
-    VringConfig config = test_config(mode, 1024);
     VirtQueueElement elem;
     unsigned longest = 0;
-    TestQueue q;
 
-    test_queue_init(&q, &config);
     for (unsigned i = 0; i < ARRAY_SIZE(lengths); i++) {
         longest = MAX(longest, lengths[i]);
-        offer_chain(&q, lengths[i], lengths[i] / 2);
-        g_assert_cmpint(vring_pop(&q.vring, &elem, &q.buf), ==, 1);
-        test_check_long(&q, &elem, lengths[i], lengths[i] / 2);
-        g_assert_cmpuint(q.buf.capacity, >=, longest);
+        offer_chain(q, lengths[i], lengths[i] / 2);
+        test_queue_pop(q, &elem);
+        test_check_long(q, &elem, lengths[i], lengths[i] / 2);
+        g_assert_cmpuint(q->buf.capacity, >=, longest);
         /* Bounded: no more than twice what was needed */
-        g_assert_cmpuint(q.buf.capacity, <, 2 * longest);
-        g_assert_cmpuint(q.buf.capacity, <=, VIRTQUEUE_MAX_SIZE);
-        test_queue_use(&q, &elem, 0);
+        g_assert_cmpuint(q->buf.capacity, <, 2 * longest);
+        g_assert_cmpuint(q->buf.capacity, <=, VIRTQUEUE_MAX_SIZE);
+        test_queue_use(q, &elem, 0);
     }
-    test_queue_cleanup(&q);
 }
 
 /* covers: SPLIT-9, SPLIT-10, SPLIT-11, SPLIT-12: any access would be fatal */
-static void test_only_used_ring_is_written(const TestMode *mode)
+static void test_only_used_ring_is_written(TestQueue *q)
 {
-    VringConfig config = test_config(mode, 16);
+    VringConfig config = q->drv.config;
     const hwaddr used_base = 0x40000, table_base = 0x50000;
     TestDesc table[] = {
         { DATA_BASE, 512, NEXT, 1 },
@@ -333,112 +307,95 @@ static void test_only_used_ring_is_written(const TestMode *mode)
     TestDesc desc = { table_base, sizeof(table), INDIRECT };
     VirtQueueElement elem;
     uint32_t id, len;
-    TestQueue q;
 
-    test_queue_init(&q, &config);
-    test_memory_add(q.mem, used_base, TEST_PAGE, TEST_RAM);
-    test_memory_add(q.mem, table_base, TEST_PAGE, TEST_RAM);
-    test_memory_commit(q.mem);
+    test_memory_add(q->mem, used_base, TEST_PAGE, TEST_RAM);
+    test_memory_add(q->mem, table_base, TEST_PAGE, TEST_RAM);
+    test_memory_commit(q->mem);
     config.used = used_base;
-    test_queue_reopen(&q, &config);
+    test_queue_reopen(q, &config);
 
-    driver_set_table(&q.drv, test_memory_host(q.mem, table_base), table,
+    driver_set_table(&q->drv, test_memory_host(q->mem, table_base), table,
                      ARRAY_SIZE(table));
-    driver_set_desc(&q.drv, 7, &desc);
-    driver_offer(&q.drv, 7);
-    test_memory_protect(q.mem, RING_BASE, PROT_READ);
-    test_memory_protect(q.mem, table_base, PROT_READ);
-    test_memory_protect(q.mem, DATA_BASE, PROT_NONE);
+    driver_set_desc(&q->drv, 7, &desc);
+    driver_offer(&q->drv, 7);
+    test_memory_protect(q->mem, RING_BASE, PROT_READ);
+    test_memory_protect(q->mem, table_base, PROT_READ);
+    test_memory_protect(q->mem, DATA_BASE, PROT_NONE);
 
-    vring_disable_notification(&q.vring);
-    g_assert_cmpint(vring_pop(&q.vring, &elem, &q.buf), ==, 1);
-    vring_push(&q.vring, &elem, &q.buf, 512);
-    g_assert_cmpuint(vring_publish(&q.vring), ==, 1);
-    vring_should_notify(&q.vring);
-    vring_enable_notification(&q.vring);
-    g_assert_true(driver_take(&q.drv, &id, &len));
+    vring_disable_notification(&q->vring);
+    test_queue_pop(q, &elem);
+    vring_push(&q->vring, &elem, &q->buf, 512);
+    g_assert_cmpuint(vring_publish(&q->vring), ==, 1);
+    vring_should_notify(&q->vring);
+    vring_enable_notification(&q->vring);
+    g_assert_true(driver_take(&q->drv, &id, &len));
     g_assert_cmpuint(id, ==, 7);
 
-    test_memory_protect(q.mem, RING_BASE, PROT_READ | PROT_WRITE);
-    test_memory_protect(q.mem, table_base, PROT_READ | PROT_WRITE);
-    test_memory_protect(q.mem, DATA_BASE, PROT_READ | PROT_WRITE);
-    test_queue_cleanup(&q);
+    test_memory_protect(q->mem, RING_BASE, PROT_READ | PROT_WRITE);
+    test_memory_protect(q->mem, table_base, PROT_READ | PROT_WRITE);
+    test_memory_protect(q->mem, DATA_BASE, PROT_READ | PROT_WRITE);
 }
 
 /* Used buffers */
 
 /* covers: SPLIT-14, SPLIT-17: pushed elements show by publish, together */
-static void test_publish_batch(const TestMode *mode)
+static void test_publish_batch(TestQueue *q)
 {
-    VringConfig config = test_config(mode, 8);
     VirtQueueElement elem;
-    uint32_t id, len;
-    TestQueue q;
 
-    test_queue_init(&q, &config);
     for (unsigned i = 0; i < 5; i++) {
-        driver_offer_buffer(&q.drv, i, DATA_BASE, 512, true);
-        g_assert_cmpint(vring_pop(&q.vring, &elem, &q.buf), ==, 1);
-        vring_push(&q.vring, &elem, &q.buf, 100 + i);
-        g_assert_cmpuint(driver_used_idx(&q.drv), ==, 0);
+        driver_offer_buffer(&q->drv, i, DATA_BASE, 512, true);
+        test_queue_pop(q, &elem);
+        vring_push(&q->vring, &elem, &q->buf, 100 + i);
+        g_assert_cmpuint(driver_used_idx(&q->drv), ==, 0);
     }
-    g_assert_cmpuint(vring_publish(&q.vring), ==, 5);
-    g_assert_cmpuint(vring_publish(&q.vring), ==, 0);
-    g_assert_cmpuint(driver_used_idx(&q.drv), ==, 5);
+    g_assert_cmpuint(vring_publish(&q->vring), ==, 5);
+    g_assert_cmpuint(vring_publish(&q->vring), ==, 0);
+    g_assert_cmpuint(driver_used_idx(&q->drv), ==, 5);
     for (unsigned i = 0; i < 5; i++) {
-        g_assert_true(driver_take(&q.drv, &id, &len));
-        g_assert_cmpuint(id, ==, i);
-        g_assert_cmpuint(len, ==, 100 + i);
+        test_queue_take(q, i, 100 + i);
     }
-    test_queue_cleanup(&q);
 }
 
 /* covers: SPLIT-16: the length is what the device says, not what it had */
-static void test_used_length(const TestMode *mode)
+static void test_used_length(TestQueue *q)
 {
     static const uint32_t lengths[] = { 0, 1, 511, 512 };
-    VringConfig config = test_config(mode, 2);
     VirtQueueElement elem;
-    TestQueue q;
 
-    test_queue_init(&q, &config);
     for (unsigned i = 0; i < ARRAY_SIZE(lengths); i++) {
-        driver_offer_buffer(&q.drv, 1, DATA_BASE, 512, true);
-        g_assert_cmpint(vring_pop(&q.vring, &elem, &q.buf), ==, 1);
-        test_queue_use(&q, &elem, lengths[i]);
+        driver_offer_buffer(&q->drv, 1, DATA_BASE, 512, true);
+        test_queue_pop(q, &elem);
+        test_queue_use(q, &elem, lengths[i]);
     }
-    test_queue_cleanup(&q);
 }
 
 /* covers: SPLIT-18, ROBS-28 */
-static void test_driver_scribbles_on_used_ring(const TestMode *mode)
+static void test_driver_scribbles_on_used_ring(TestQueue *q)
 {
-    VringConfig config = test_config(mode, 4);
-    TestQueue q;
+    VringConfig config = q->drv.config;
 
-    test_queue_init(&q, &config);
-    test_queue_run(&q, 0);
-    memset(q.drv.used, 0x5a, driver_used_size(&config));
-    driver_set_used_idx(&q.drv, 1);
-    test_queue_run(&q, 1);
-    g_assert_cmpuint(driver_used_idx(&q.drv), ==, 2);
-    driver_set_used_idx(&q.drv, q.drv.used_idx);
-    test_queue_run(&q, 2);
-    g_assert_cmpuint(driver_used_idx(&q.drv), ==, 3);
+    test_queue_run(q, 0);
+    memset(q->drv.used, 0x5a, driver_used_size(&config));
+    driver_set_used_idx(&q->drv, 1);
+    test_queue_run(q, 1);
+    g_assert_cmpuint(driver_used_idx(&q->drv), ==, 2);
+    driver_set_used_idx(&q->drv, q->drv.used_idx);
+    test_queue_run(q, 2);
+    g_assert_cmpuint(driver_used_idx(&q->drv), ==, 3);
 
     /* An index of nonsense between push and publish is overwritten, too */
-    driver_set_used_idx(&q.drv, 12345);
-    q.drv.used_idx = 12345;
-    driver_offer_buffer(&q.drv, 3, DATA_BASE, 16, true);
+    driver_set_used_idx(&q->drv, 12345);
+    q->drv.used_idx = 12345;
+    driver_offer_buffer(&q->drv, 3, DATA_BASE, 16, true);
     {
         VirtQueueElement elem;
 
-        g_assert_cmpint(vring_pop(&q.vring, &elem, &q.buf), ==, 1);
-        vring_push(&q.vring, &elem, &q.buf, 16);
-        g_assert_cmpuint(vring_publish(&q.vring), ==, 1);
+        test_queue_pop(q, &elem);
+        vring_push(&q->vring, &elem, &q->buf, 16);
+        g_assert_cmpuint(vring_publish(&q->vring), ==, 1);
     }
-    g_assert_cmpuint(driver_used_idx(&q.drv), ==, 4);
-    test_queue_cleanup(&q);
+    g_assert_cmpuint(driver_used_idx(&q->drv), ==, 4);
 }
 
 /* Chains */
@@ -603,7 +560,7 @@ static void test_chain(const void *opaque)
                          c->ring[0].flags & INDIRECT ? c->ring[0].len / 16
                                                      : CASE_DESCS);
         driver_offer(&q.drv, 0);
-        g_assert_cmpint(vring_pop(&q.vring, &elem, &q.buf), ==, 1);
+        test_queue_pop(&q, &elem);
         test_check_vectors(&q, &elem, c->vector, c->vectors);
         test_queue_use(&q, &elem, 0);
         test_queue_cleanup(&q);
@@ -611,15 +568,12 @@ static void test_chain(const void *opaque)
 }
 
 /* covers: SPLIT-26: a table with as many entries as the queue, and more */
-static void test_long_table(const TestMode *mode)
+static void test_long_table(TestQueue *q)
 {
     const unsigned *lengths = growth_lengths;
-    VringConfig config = test_config(mode, 64);
     TestDesc *table = g_new(TestDesc, 1024);
     VirtQueueElement elem;
-    TestQueue q;
 
-    test_queue_init(&q, &config);
     for (unsigned i = 0; i < ARRAY_SIZE(growth_lengths); i++) {
         unsigned n = lengths[i], out = n / 2;
         TestDesc desc = { TABLE_BASE + 1, 16 * n, INDIRECT };
@@ -632,18 +586,17 @@ static void test_long_table(const TestMode *mode)
                 .next = j + 1,
             };
         }
-        driver_set_table(&q.drv, test_memory_host(q.mem, TABLE_BASE + 1),
+        driver_set_table(&q->drv, test_memory_host(q->mem, TABLE_BASE + 1),
                          table, n);
-        driver_set_desc(&q.drv, 63, &desc);
-        driver_offer(&q.drv, 63);
-        g_assert_cmpint(vring_pop(&q.vring, &elem, &q.buf), ==, 1);
+        driver_set_desc(&q->drv, 63, &desc);
+        driver_offer(&q->drv, 63);
+        test_queue_pop(q, &elem);
         g_assert_cmpuint(elem.index, ==, 63);
-        test_check_long(&q, &elem, n, out);
-        test_queue_use(&q, &elem, 0);
-        vring_vectors_release(&q.buf);
+        test_check_long(q, &elem, n, out);
+        test_queue_use(q, &elem, 0);
+        vring_vectors_release(&q->buf);
     }
     g_free(table);
-    test_queue_cleanup(&q);
 }
 
 /* Adding tests */
@@ -653,34 +606,33 @@ static void test_long_table(const TestMode *mode)
 
 static void add_mode_tests(void)
 {
+    static const TestRow rows[] = {
+        { "index-wrap", test_index_wrap, 16, TEST_MODES },
+        { "pop-without-kick", test_pop_without_kick, 8, TEST_MODES },
+        { "add-without-expose", test_add_without_expose, 8, TEST_MODES },
+        { "empty-kicks", test_empty_kicks, 8, TEST_MODES },
+        { "chain-lengths", test_chain_lengths, 1024, TEST_MODES },
+        { "grown-buffer", test_grown_buffer, 1024, TEST_MODES },
+        { "only-the-used-ring-is-written", test_only_used_ring_is_written, 16,
+          TEST_MODES },
+        { "publish-shows-a-batch", test_publish_batch, 8, TEST_MODES },
+        { "used-length", test_used_length, 2, TEST_MODES },
+        { "driver-scribbles-on-used-ring", test_driver_scribbles_on_used_ring,
+          4, TEST_MODES },
+        { "indirect/long-table", test_long_table, 64, TEST_MODES },
+    };
+
+    test_add_rows("/vring/split", rows, ARRAY_SIZE(rows));
     MODE_TEST("minimal-alignment", test_minimal_alignment);
     MODE_TEST("queue-sizes", test_queue_sizes);
     MODE_TEST("bad-queue-sizes", test_bad_queue_sizes);
-    MODE_TEST("index-wrap", test_index_wrap);
-    MODE_TEST("pop-without-kick", test_pop_without_kick);
-    MODE_TEST("add-without-expose", test_add_without_expose);
-    MODE_TEST("empty-kicks", test_empty_kicks);
-    MODE_TEST("chain-lengths", test_chain_lengths);
-    MODE_TEST("grown-buffer", test_grown_buffer);
-    MODE_TEST("only-the-used-ring-is-written", test_only_used_ring_is_written);
-    MODE_TEST("publish-shows-a-batch", test_publish_batch);
-    MODE_TEST("used-length", test_used_length);
-    MODE_TEST("driver-scribbles-on-used-ring",
-              test_driver_scribbles_on_used_ring);
-    MODE_TEST("indirect/long-table", test_long_table);
 }
 
 int main(int argc, char **argv)
 {
     g_test_init(&argc, &argv, NULL);
-    for (unsigned i = 0; i < ARRAY_SIZE(raw_cases); i++) {
-        g_test_add_data_func(raw_cases[i].path, &raw_cases[i],
-                             test_raw_bytes);
-    }
-    for (unsigned i = 0; i < ARRAY_SIZE(chain_cases); i++) {
-        g_test_add_data_func(chain_cases[i].path, &chain_cases[i],
-                             test_chain);
-    }
+    test_add_cases(raw_cases, test_raw_bytes);
+    test_add_cases(chain_cases, test_chain);
     add_mode_tests();
     return g_test_run();
 }

@@ -545,7 +545,7 @@ static void litmus_take_buffer(Litmus *l)
     VirtQueueElement elem;
 
     vring_disable_notification(&l->q.vring);
-    g_assert_cmpint(vring_pop(&l->q.vring, &elem, &l->q.buf), ==, 1);
+    test_queue_pop(&l->q, &elem);
     vring_push(&l->q.vring, &elem, &l->q.buf, 0);
 }
 
@@ -675,13 +675,7 @@ static void test_litmus(const void *opaque)
 int main(int argc, char **argv)
 {
     g_test_init(&argc, &argv, NULL);
-    for (unsigned i = 0; i < ARRAY_SIZE(stress_cases); i++) {
-        g_test_add_data_func(stress_cases[i].path, &stress_cases[i],
-                             test_stress);
-    }
-    for (unsigned i = 0; i < ARRAY_SIZE(litmus_cases); i++) {
-        g_test_add_data_func(litmus_cases[i].path, &litmus_cases[i],
-                             test_litmus);
-    }
+    test_add_cases(stress_cases, test_stress);
+    test_add_cases(litmus_cases, test_litmus);
     return g_test_run();
 }

@@ -653,18 +653,101 @@ void test_queue_reopen(TestQueue *q, const VringConfig *config)
     vring_open(&q->vring, config, q->mem, &error_abort);
 }
 
+static void run_row_with(const TestRow *row, const TestMode *mode, unsigned num)
+{
+    VringConfig config = test_config(mode, num);
+    TestQueue q;
+
+    if (row->init) {
+        row->init(&q, &config);
+    } else {
+        test_queue_init(&q, &config);
+    }
+    row->func(&q);
+    test_queue_cleanup(&q);
+}
+
+static void run_row_in(const TestRow *row, const TestMode *mode)
+{
+    if (row->num) {
+        run_row_with(row, mode, row->num);
+        return;
+    }
+    for (const unsigned *num = row->nums; *num; num++) {
+        g_test_message("size %u", *num);
+        run_row_with(row, mode, *num);
+    }
+}
+
+static void run_row(gconstpointer opaque)
+{
+    const TestRow *row = opaque;
+
+    if (!row->modes) {
+        run_row_in(row, &row->mode);
+    }
+    for (unsigned i = 0; i < row->modes; i++) {
+        g_test_message("%s", test_modes[i].name);
+        run_row_in(row, &test_modes[i]);
+    }
+}
+
+void test_add_rows(const char *group, const TestRow *rows, unsigned n)
+{
+    for (unsigned i = 0; i < n; i++) {
+        g_autofree char *path = g_strdup_printf("%s/%s", group, rows[i].name);
+
+        g_test_add_data_func(path, &rows[i], run_row);
+    }
+}
+
+void test_queue_start_at(TestQueue *q, uint16_t idx)
+{
+    if (q->drv.config.packed) {
+        while (q->drv.avail_pos != idx) {
+            test_queue_run(q, 0);
+        }
+        return;
+    }
+    q->vring.last_avail_idx = idx;
+    q->vring.shadow_avail_idx = idx;
+    q->vring.used_idx = idx;
+    q->vring.signalled_used = idx;
+    q->vring.signalled_used_valid = true;
+    q->drv.avail_idx = idx;
+    q->drv.used_idx = idx;
+    q->drv.kicked_idx = idx;
+    driver_set_avail_idx(&q->drv, idx);
+    driver_set_used_idx(&q->drv, idx);
+}
+
+void test_queue_pop_buf(TestQueue *q, VirtQueueElement *elem, VringBuffer *buf)
+{
+    g_assert_cmpint(vring_pop(&q->vring, elem, buf), ==, 1);
+}
+
+void test_queue_pop(TestQueue *q, VirtQueueElement *elem)
+{
+    test_queue_pop_buf(q, elem, &q->buf);
+}
+
+void test_queue_take(TestQueue *q, uint32_t id, uint32_t len)
+{
+    uint32_t used_id, used_len;
+
+    g_assert_true(driver_take(&q->drv, &used_id, &used_len));
+    g_assert_cmpuint(used_id, ==, id);
+    g_assert_cmpuint(used_len, ==, len);
+}
+
 void test_queue_use_buf(TestQueue *q, const VirtQueueElement *elem,
                         VringVectors *buf, uint32_t len)
 {
-    uint32_t id, used_len;
-
     vring_push(&q->vring, elem, buf, len);
-    g_assert_false(driver_take(&q->drv, &id, &used_len));
+    g_assert_false(driver_has_used(&q->drv));
     g_assert_cmpuint(vring_publish(&q->vring), ==, 1);
-    g_assert_true(driver_take(&q->drv, &id, &used_len));
-    g_assert_cmpuint(id, ==, elem->index);
-    g_assert_cmpuint(used_len, ==, len);
-    g_assert_false(driver_take(&q->drv, &id, &used_len));
+    test_queue_take(q, elem->index, len);
+    g_assert_false(driver_has_used(&q->drv));
 }
 
 void test_queue_use(TestQueue *q, const VirtQueueElement *elem, uint32_t len)
@@ -698,7 +781,7 @@ void test_queue_look_again(TestQueue *q)
     driver_offer_buffer(&q->drv, 1, DATA_BASE, 1, true);
     g_assert_true(vring_enable_notification(&q->vring));
     vring_disable_notification(&q->vring);
-    g_assert_cmpint(vring_pop(&q->vring, &elem, &q->buf), ==, 1);
+    test_queue_pop(q, &elem);
     test_queue_use(q, &elem, 0);
     g_assert_false(vring_enable_notification(&q->vring));
 }
@@ -709,7 +792,7 @@ void test_queue_run(TestQueue *q, uint16_t i)
     VirtQueueElement elem;
 
     i = driver_offer_buffer(&q->drv, i, DATA_BASE + offset, 16, true);
-    g_assert_cmpint(vring_pop(&q->vring, &elem, &q->buf), ==, 1);
+    test_queue_pop(q, &elem);
     g_assert_cmpuint(elem.index, ==, i);
     g_assert_cmpuint(elem.ndescs, ==, 1);
     g_assert_cmpuint(elem.out_num, ==, 0);
@@ -752,7 +835,7 @@ void test_queue_use_batch(TestQueue *q, unsigned n)
         VirtQueueElement elem;
 
         driver_offer_buffer(&q->drv, i, DATA_BASE, 1, true);
-        g_assert_cmpint(vring_pop(&q->vring, &elem, &q->buf), ==, 1);
+        test_queue_pop(q, &elem);
         vring_push(&q->vring, &elem, &q->buf, 1);
     }
     g_assert_cmpuint(vring_publish(&q->vring), ==, n);

@@ -248,6 +248,37 @@ typedef void TestModeFunc(const TestMode *mode);
  */
 void test_add_modes(const char *path, TestModeFunc *func, unsigned modes);
 
+/*
+ * A row of a test program's table: a test that is given a queue, new for each
+ * of the modes that it goes through
+ */
+typedef struct TestRow {
+    const char *name;
+    void (*func)(TestQueue *q);
+    unsigned num;               /* size of the queue; 0: each of @nums */
+    unsigned modes;             /* the first ones of test_modes; 0: @mode */
+    TestMode mode;
+    const unsigned *nums;       /* ended by 0 */
+    /* Instead of test_queue_init() */
+    void (*init)(TestQueue *q, const VringConfig *config);
+} TestRow;
+
+/**
+ * test_add_rows: add each row's test, below the path @group
+ */
+void test_add_rows(const char *group, const TestRow *rows, unsigned n);
+
+/**
+ * test_add_cases: add @func for each element of an array of cases, which have a
+ *                 member "path"
+ */
+#define test_add_cases(cases, func) \
+    do { \
+        for (unsigned i_ = 0; i_ < ARRAY_SIZE(cases); i_++) { \
+            g_test_add_data_func((cases)[i_].path, &(cases)[i_], func); \
+        } \
+    } while (0)
+
 /**
  * test_config: a ring of @num entries at RING_BASE in the mode's features
  */
@@ -268,6 +299,26 @@ void test_queue_cleanup(TestQueue *q);
  * test_queue_reopen: a driver and a Vring for another ring in the same memory
  */
 void test_queue_reopen(TestQueue *q, const VringConfig *config);
+
+/**
+ * test_queue_pop: there is a buffer, which is popped into @q->buf
+ */
+void test_queue_pop(TestQueue *q, VirtQueueElement *elem);
+
+/* Likewise into a buffer of its own */
+void test_queue_pop_buf(TestQueue *q, VirtQueueElement *elem,
+                        VringBuffer *buf);
+
+/**
+ * test_queue_take: the driver finds a used buffer, which is this one
+ */
+void test_queue_take(TestQueue *q, uint32_t id, uint32_t len);
+
+/**
+ * test_queue_start_at: as if the queue had been in use: all indexes of a split
+ *                      ring, or the position in a packed one
+ */
+void test_queue_start_at(TestQueue *q, uint16_t idx);
 
 /**
  * test_queue_use: push, publish, and see that the driver gets it
