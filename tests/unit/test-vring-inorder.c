@@ -33,20 +33,6 @@ static unsigned sizes_of(const TestMode *mode)
     return mode->packed ? ARRAY_SIZE(sizes) : SPLIT_SIZES;
 }
 
-typedef void TestSizeFunc(const TestMode *mode, unsigned num);
-
-static void test_in_all_sizes(const void *opaque)
-{
-    TestSizeFunc *const *func = opaque;
-
-    for (unsigned i = 0; i < ARRAY_SIZE(modes); i++) {
-        for (unsigned s = 0; s < sizes_of(&modes[i]); s++) {
-            g_test_message("%s, %u", modes[i].name, sizes[s]);
-            (*func)(&modes[i], sizes[s]);
-        }
-    }
-}
-
 /* A queue, and what is in flight in the order in which it was popped */
 #define MOST 8
 
@@ -66,14 +52,12 @@ typedef struct OrderedQueue {
     uint32_t next_len;
 } OrderedQueue;
 
-static void ordered_init(OrderedQueue *o, const TestMode *mode, unsigned num)
+static void ordered_init(OrderedQueue *o, const VringConfig *config)
 {
-    VringConfig config = test_config(mode, num);
-
-    g_assert_cmpuint(num, <=, MOST);
+    g_assert_cmpuint(config->num, <=, MOST);
     memset(o, 0, sizeof(*o));
-    o->room = num;
-    test_queue_init(&o->q, &config);
+    o->room = config->num;
+    test_queue_init(&o->q, config);
     for (unsigned i = 0; i < MOST; i++) {
         vring_vectors_init(&o->flights[i].buf);
     }
@@ -145,6 +129,14 @@ static void publish_and_take(OrderedQueue *o)
     g_assert_false(driver_has_used(&o->q.drv));
 }
 
+/* A chain with nothing in flight before it */
+static void run_chain(OrderedQueue *o, unsigned ndescs)
+{
+    offer_and_pop(o, ndescs);
+    finish(o, o->taken);
+    publish_and_take(o);
+}
+
 static void ordered_cleanup(OrderedQueue *o)
 {
     g_assert_cmpuint(o->popped, ==, o->taken);
@@ -157,70 +149,58 @@ static void ordered_cleanup(OrderedQueue *o)
 }
 
 /* covers: VQ-7, G8: a full ring, of which the oldest one ends last */
-static void test_full_ring_backwards(const TestMode *mode, unsigned num)
+static void test_full_ring_backwards(OrderedQueue *o)
 {
-    OrderedQueue o;
+    unsigned num = o->q.drv.config.num;
 
-    ordered_init(&o, mode, num);
     for (unsigned round = 0; round < 7; round++) {
         for (unsigned i = 0; i < num; i++) {
-            offer_and_pop(&o, 1);
+            offer_and_pop(o, 1);
         }
         for (unsigned i = num; i-- > 0;) {
-            finish(&o, o.taken + i);
+            finish(o, o->taken + i);
             if (i) {
-                g_assert_cmpuint(vring_publish(&o.q.vring), ==, 0);
+                g_assert_cmpuint(vring_publish(&o->q.vring), ==, 0);
             }
         }
-        publish_and_take(&o);
-        g_assert_cmpuint(o.taken, ==, o.popped);
+        publish_and_take(o);
+        g_assert_cmpuint(o->taken, ==, o->popped);
 
         /* From another place the next time */
-        offer_and_pop(&o, 1);
-        finish(&o, o.taken);
-        publish_and_take(&o);
+        run_chain(o, 1);
     }
-    ordered_cleanup(&o);
 }
 
 /* covers: VQ-7, G8: likewise, but it is the first one that ends first */
-static void test_full_ring_forwards(const TestMode *mode, unsigned num)
+static void test_full_ring_forwards(OrderedQueue *o)
 {
-    OrderedQueue o;
+    unsigned num = o->q.drv.config.num;
 
-    ordered_init(&o, mode, num);
     for (unsigned i = 0; i < num; i++) {
-        offer_and_pop(&o, 1);
+        offer_and_pop(o, 1);
     }
     /* Full all the time: each one that comes back goes out again */
     for (unsigned i = 0; i < 5 * num; i++) {
-        finish(&o, o.taken);
-        publish_and_take(&o);
-        g_assert_cmpuint(o.room, ==, 1);
-        offer_and_pop(&o, 1);
+        finish(o, o->taken);
+        publish_and_take(o);
+        g_assert_cmpuint(o->room, ==, 1);
+        offer_and_pop(o, 1);
     }
-    while (o.taken != o.popped) {
-        finish(&o, o.taken);
-        publish_and_take(&o);
+    while (o->taken != o->popped) {
+        finish(o, o->taken);
+        publish_and_take(o);
     }
-    ordered_cleanup(&o);
 }
 
 /* covers: SPLIT-53, PACK-20, PACK-21: one chain that is as long as the ring */
-static void test_chain_as_long_as_the_ring(const TestMode *mode, unsigned num)
+static void test_chain_as_long_as_the_ring(OrderedQueue *o)
 {
-    OrderedQueue o;
+    unsigned num = o->q.drv.config.num;
 
-    ordered_init(&o, mode, num);
     for (unsigned round = 0; round < 2 * num + 1; round++) {
-        offer_and_pop(&o, num);
-        finish(&o, o.taken);
-        publish_and_take(&o);
-        offer_and_pop(&o, 1);
-        finish(&o, o.taken);
-        publish_and_take(&o);
+        run_chain(o, num);
+        run_chain(o, 1);
     }
-    ordered_cleanup(&o);
 }
 
 /* Any one that is in flight and not done; there is one */
@@ -248,83 +228,69 @@ static bool all_done(OrderedQueue *o)
  * covers: VQ-7, SPLIT-53: chains of any length end in any order, and are
  * published at any moment
  */
-static void test_random_order(const TestMode *mode, unsigned num)
+static void test_random_order(OrderedQueue *o)
 {
+    unsigned num = o->q.drv.config.num;
     GRand *rand = g_rand_new_with_seed(num);
-    OrderedQueue o;
 
-    ordered_init(&o, mode, num);
     for (unsigned step = 0; step < 4000; step++) {
         switch (g_rand_int_range(rand, 0, 5)) {
         case 0:
         case 1:
-            if (o.room) {
-                offer_and_pop(&o, g_rand_int_range(rand, 1, o.room + 1));
+            if (o->room) {
+                offer_and_pop(o, g_rand_int_range(rand, 1, o->room + 1));
             }
             break;
         case 2:
         case 3:
-            if (!all_done(&o)) {
-                finish(&o, choose(&o, rand));
+            if (!all_done(o)) {
+                finish(o, choose(o, rand));
             }
             break;
         default:
-            publish_and_take(&o);
+            publish_and_take(o);
             break;
         }
     }
-    while (!all_done(&o)) {
-        finish(&o, choose(&o, rand));
+    while (!all_done(o)) {
+        finish(o, choose(o, rand));
     }
-    publish_and_take(&o);
-    ordered_cleanup(&o);
+    publish_and_take(o);
     g_rand_free(rand);
 }
 
 /* Whether notifications come does not depend on what waits for its turn */
-static void test_notify(const TestMode *mode, unsigned num)
+static void test_notify(OrderedQueue *o)
 {
-    OrderedQueue o;
+    unsigned num = o->q.drv.config.num;
 
-    if (num < 3) {
-        return;
-    }
-    ordered_init(&o, mode, num);
-    vring_should_notify(&o.q.vring);
+    vring_should_notify(&o->q.vring);
     for (unsigned round = 0; round < 3 * num; round++) {
-        g_assert_false(driver_ask_irq(&o.q.drv));
+        g_assert_false(driver_ask_irq(&o->q.drv));
         for (unsigned i = 0; i < 3; i++) {
-            offer_and_pop(&o, 1);
+            offer_and_pop(o, 1);
         }
-        finish(&o, o.taken + 2);
-        finish(&o, o.taken + 1);
-        g_assert_cmpuint(vring_publish(&o.q.vring), ==, 0);
-        finish(&o, o.taken);
-        publish_and_take(&o);
-        g_assert_true(vring_should_notify(&o.q.vring));
+        finish(o, o->taken + 2);
+        finish(o, o->taken + 1);
+        g_assert_cmpuint(vring_publish(&o->q.vring), ==, 0);
+        finish(o, o->taken);
+        publish_and_take(o);
+        g_assert_true(vring_should_notify(&o->q.vring));
     }
-    ordered_cleanup(&o);
 }
 
 /* covers: G9: broken with some that wait: none of them is ever shown */
-static void test_broken(const TestMode *mode, unsigned num)
+static void test_broken(OrderedQueue *o)
 {
-    OrderedQueue o;
-
-    if (num < 3) {
-        return;
-    }
-    ordered_init(&o, mode, num);
-    offer_and_pop(&o, 1);
-    offer_and_pop(&o, 1);
-    finish(&o, 1);
-    driver_offer_buffer(&o.q.drv, 2, 0x7000000000, 16, true);
-    test_queue_fail(&o.q, VRING_ERR_ADDRESS);
-    vring_push(&o.q.vring, &o.flights[0].elem, &o.flights[0].buf, 1);
-    g_assert_cmpuint(vring_publish(&o.q.vring), ==, 0);
-    g_assert_false(driver_has_used(&o.q.drv));
-    g_assert_cmpuint(o.q.vring.inuse, ==, 0);
-    test_queue_cleanup(&o.q);
+    offer_and_pop(o, 1);
+    offer_and_pop(o, 1);
+    finish(o, 1);
+    driver_offer_buffer(&o->q.drv, 2, 0x7000000000, 16, true);
+    test_queue_fail(&o->q, VRING_ERR_ADDRESS);
+    vring_push(&o->q.vring, &o->flights[0].elem, &o->flights[0].buf, 1);
+    g_assert_cmpuint(vring_publish(&o->q.vring), ==, 0);
+    g_assert_false(driver_has_used(&o->q.drv));
+    g_assert_cmpuint(o->q.vring.inuse, ==, 0);
 }
 
 /* Gives up those whose bit is set in @gone, uses the others, the last first */
@@ -347,29 +313,30 @@ static void detach_some(OrderedQueue *o, unsigned n, unsigned gone)
  * covers: M8: what is given up, as before a reset, holds nothing up, and the
  * driver does not see it
  */
-static void test_gaps(const TestMode *mode, unsigned num)
+static void test_gaps(OrderedQueue *o)
 {
-    for (unsigned gone = 0; gone < 1u << num; gone++) {
-        OrderedQueue o;
+    const VringConfig config = o->q.drv.config;
+    unsigned num = config.num;
 
-        ordered_init(&o, mode, num);
+    for (unsigned gone = 0; gone < 1u << num; gone++) {
         for (unsigned i = 0; i < num; i++) {
-            offer_and_pop(&o, 1);
+            offer_and_pop(o, 1);
         }
-        detach_some(&o, num, gone);
-        g_assert_cmpuint(o.q.vring.inuse, ==, 0);
-        g_assert_cmpuint(vring_publish(&o.q.vring), ==,
+        detach_some(o, num, gone);
+        g_assert_cmpuint(o->q.vring.inuse, ==, 0);
+        g_assert_cmpuint(vring_publish(&o->q.vring), ==,
                          num - __builtin_popcount(gone));
 
         /* The driver was promised all of them, so that it looks by itself */
-        o.q.drv.config.in_order = false;
+        o->q.drv.config.in_order = false;
         for (unsigned i = 0; i < num; i++) {
             if (!(gone >> i & 1)) {
-                test_queue_take(&o.q, flight(&o, i)->elem.index, 1 + i);
+                test_queue_take(&o->q, flight(o, i)->elem.index, 1 + i);
             }
         }
-        g_assert_false(driver_has_used(&o.q.drv));
-        test_queue_cleanup(&o.q);
+        g_assert_false(driver_has_used(&o->q.drv));
+        test_queue_cleanup(&o->q);
+        ordered_init(o, &config);
     }
 }
 
@@ -377,72 +344,93 @@ static void test_gaps(const TestMode *mode, unsigned num)
  * covers: M9: a parked one is pinned and holds the others up; it can be given
  * up later
  */
-static void test_pin(const TestMode *mode, unsigned num)
+static void test_pin(OrderedQueue *o)
 {
-    OrderedQueue o;
-
-    if (num < 3) {
-        return;
-    }
-    ordered_init(&o, mode, num);
     for (unsigned i = 0; i < 3; i++) {
-        offer_and_pop(&o, 1);
+        offer_and_pop(o, 1);
     }
-    vring_pin(&o.q.vring, &o.flights[0].elem, &o.flights[0].buf);
-    finish(&o, 2);
-    g_assert_cmpuint(vring_publish(&o.q.vring), ==, 0);
-    g_assert_cmpuint(o.q.vring.inuse, ==, 3);
-    finish(&o, 1);
-    g_assert_cmpuint(vring_publish(&o.q.vring), ==, 0);
+    vring_pin(&o->q.vring, &o->flights[0].elem, &o->flights[0].buf);
+    finish(o, 2);
+    g_assert_cmpuint(vring_publish(&o->q.vring), ==, 0);
+    g_assert_cmpuint(o->q.vring.inuse, ==, 3);
+    finish(o, 1);
+    g_assert_cmpuint(vring_publish(&o->q.vring), ==, 0);
     /* As the next Vring would push it */
-    o.flights[0].len = 9;
-    o.flights[0].done = true;
-    vring_push(&o.q.vring, &o.flights[0].elem, NULL, 9);
-    publish_and_take(&o);
-    ordered_cleanup(&o);
+    o->flights[0].len = 9;
+    o->flights[0].done = true;
+    vring_push(&o->q.vring, &o->flights[0].elem, NULL, 9);
+    publish_and_take(o);
 }
 
-/* covers: G11: the ring goes while some wait; nobody waits for ever */
-static void test_ring_lost(const TestMode *mode, unsigned num)
+/* covers: G11: the ring goes while some wait, and all of them end */
+static void test_ring_lost(OrderedQueue *o)
 {
+    for (unsigned i = 0; i < 3; i++) {
+        offer_and_pop(o, 1);
+    }
+    finish(o, 1);
+    test_memory_del(o->q.mem, RING_BASE);
+    test_memory_commit(o->q.mem);
+    vring_refresh_memory(&o->q.vring);
+    vring_push(&o->q.vring, &o->flights[2].elem, &o->flights[2].buf, 1);
+    vring_detach(&o->q.vring, &o->flights[0].elem, &o->flights[0].buf);
+    g_assert_cmpuint(vring_publish(&o->q.vring), ==, 0);
+    g_assert_cmpuint(o->q.vring.inuse, ==, 0);
+    g_assert_cmpuint(test_memory_tables(o->q.mem), ==, 1);
+}
+
+typedef struct OrderCase {
+    const char *path;
+    void (*func)(OrderedQueue *o);
+    unsigned least;             /* entries that the queue has to have */
+    bool unfinished;            /* the driver does not get all of it back */
+} OrderCase;
+
+static const OrderCase cases[] = {
+    { "/vring/in-order/full-ring/backwards", test_full_ring_backwards },
+    { "/vring/in-order/full-ring/forwards", test_full_ring_forwards },
+    { "/vring/in-order/full-ring/one-chain", test_chain_as_long_as_the_ring },
+    { "/vring/in-order/random-order", test_random_order },
+    { "/vring/in-order/notify", test_notify, .least = 3 },
+    { "/vring/in-order/broken", test_broken, .least = 3, .unfinished = true },
+    { "/vring/in-order/gaps", test_gaps },
+    { "/vring/in-order/pin", test_pin, .least = 3 },
+    { "/vring/in-order/ring-lost", test_ring_lost,
+      .least = 3, .unfinished = true },
+};
+
+static void run_case(const OrderCase *c, const TestMode *mode, unsigned num)
+{
+    VringConfig config = test_config(mode, num);
     OrderedQueue o;
 
-    if (num < 3) {
-        return;
+    g_test_message("%s, %u", mode->name, num);
+    ordered_init(&o, &config);
+    c->func(&o);
+    if (c->unfinished) {
+        test_queue_cleanup(&o.q);
+    } else {
+        ordered_cleanup(&o);
     }
-    ordered_init(&o, mode, num);
-    for (unsigned i = 0; i < 3; i++) {
-        offer_and_pop(&o, 1);
-    }
-    finish(&o, 1);
-    test_memory_del(o.q.mem, RING_BASE);
-    test_memory_commit(o.q.mem);
-    vring_refresh_memory(&o.q.vring);
-    vring_push(&o.q.vring, &o.flights[2].elem, &o.flights[2].buf, 1);
-    vring_detach(&o.q.vring, &o.flights[0].elem, &o.flights[0].buf);
-    g_assert_cmpuint(vring_publish(&o.q.vring), ==, 0);
-    g_assert_cmpuint(o.q.vring.inuse, ==, 0);
-    g_assert_cmpuint(test_memory_tables(o.q.mem), ==, 1);
-    test_queue_cleanup(&o.q);
 }
 
-#define SIZE_TEST(name, func) \
-    do { \
-        static TestSizeFunc *const f = func; \
-        g_test_add_data_func("/vring/in-order/" name, &f, test_in_all_sizes); \
-    } while (0)
+/* In each mode and size */
+static void test_case(const void *opaque)
+{
+    const OrderCase *c = opaque;
+
+    for (unsigned i = 0; i < ARRAY_SIZE(modes); i++) {
+        for (unsigned s = 0; s < sizes_of(&modes[i]); s++) {
+            if (sizes[s] >= c->least) {
+                run_case(c, &modes[i], sizes[s]);
+            }
+        }
+    }
+}
 
 int main(int argc, char **argv)
 {
     g_test_init(&argc, &argv, NULL);
-    SIZE_TEST("full-ring/backwards", test_full_ring_backwards);
-    SIZE_TEST("full-ring/forwards", test_full_ring_forwards);
-    SIZE_TEST("full-ring/one-chain", test_chain_as_long_as_the_ring);
-    SIZE_TEST("random-order", test_random_order);
-    SIZE_TEST("notify", test_notify);
-    SIZE_TEST("broken", test_broken);
-    SIZE_TEST("gaps", test_gaps);
-    SIZE_TEST("pin", test_pin);
-    SIZE_TEST("ring-lost", test_ring_lost);
+    test_add_cases(cases, test_case);
     return g_test_run();
 }

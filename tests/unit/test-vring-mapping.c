@@ -227,8 +227,7 @@ static void run_logged(TestQueue *q, unsigned logged)
 
 /*
  * covers: M9: logging may begin and end between any two steps of a request;
- * what counts is the moment of the write, and nothing is marked while nobody
- * logs
+ * what counts is the moment of the write, and nothing is marked without logging
  */
 static void test_dirty_when_logged(TestQueue *q)
 {

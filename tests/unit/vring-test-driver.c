@@ -416,7 +416,7 @@ static void packed_read_used(TestDriver *drv, uint32_t *id, uint32_t *len)
     drv->used_pos = driver_advance(drv, drv->used_pos, n);
 }
 
-/* 2.8.10; whoever writes the structure writes the flags last */
+/* 2.8.10: the flags are written last */
 static bool packed_must_kick(TestDriver *drv)
 {
     unsigned num = drv->config.num, old = drv->kicked_pos, event;

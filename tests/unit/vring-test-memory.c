@@ -2,7 +2,7 @@
  * Guest memory that the tests of the ring make up: implementation
  *
  * Knows and serves what vring-test-memory.h says.  One lock guards all of an
- * address space's lists; the bytes of a region are nobody's business here.
+ * address space's lists; no lock is about the bytes of a region.
  *
  * Copyright (c) 2026 the virtio-blk data plane authors
  *
@@ -26,7 +26,7 @@ typedef struct TestRegion {
     uint8_t *host;
     uint8_t *scattered;     /* the same pages, last one first, or NULL */
     uint8_t *dirty;         /* a byte per byte; NULL for a large region */
-    bool logged;            /* atomic; somebody wants to know of writes */
+    bool logged;            /* atomic; writes are to be marked */
     bool plugged;
     unsigned refcount;      /* plugged, tables, mappings */
 } TestRegion;

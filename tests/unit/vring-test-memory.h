@@ -99,7 +99,7 @@ unsigned test_memory_regions(VringMemory *mem);
  * test_memory_set_logging: begin or end to log writes to the region at @base
  *
  * Regions that record dirty bytes are logged from the start.  What the ring
- * marks in a region that nobody logs is recorded all the same: it should have
+ * marks in a region that is not logged is recorded all the same: it should have
  * asked vring_ram_region_is_logged() first.
  */
 void test_memory_set_logging(VringMemory *mem, hwaddr base, bool logged);
