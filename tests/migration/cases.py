@@ -5,12 +5,13 @@ The cases of the migration test, in the table CASES at the end.
 
 Each gets a Session, boots a guest with a disk, sends it from one QEMU process
 to another, and lets the guest itself judge its data. How that is done stands
-in machine.py; cases in which the disk has to go, too, stand in storage.py. The ids in the descriptions are rows of the list of faults that
-data planes have had elsewhere: M9 is migration, D11 a notification lost when
-the plane stops.
+in machine.py; cases in which the disk has to go, too, stand in storage.py. The
+ids in the descriptions are rows of the list of faults that data planes have had
+elsewhere: M9 is migration, D11 a notification lost when the plane stops.
 """
 
 import hashlib
+from functools import partial
 from typing import Any, Callable, Dict, List, NamedTuple
 
 from machine import Disk, Machine, OWN_PATH, PLANE, STOCK, Server
@@ -22,114 +23,124 @@ READ_OFFSET = 2 * MIB
 READ_SIZE = 4096
 WRITES_OFFSET = 1 * MIB
 WRITES_SIZE = 128 * 1024
+READ_DATA = bytes(i * 7 % 251 for i in range(READ_SIZE))
 SECTOR = 512
 
 # Connections of a multifd migration, beside the first.
 CHANNELS = 4
 
 
+class Journey:
+    """
+    A guest with one disk, on its way from one process to the next.
+
+    at: the process where it is
+    channels: connections of each migration beside the first, or 0
+    """
+
+    def __init__(self, session: Session, serial: str, image: str,
+                 server: Server, **more: Any) -> None:
+        self.session = session
+        self.disk = partial(Disk, serial, image)
+        self.channels = 0
+        self.at = session.boot(self.disk(server, **more))
+
+    def target(self, server: Server = PLANE, **more: Any) -> Machine:
+        """A process that waits for the guest."""
+        target = self.session.incoming(self.disk(server, **more))
+        if self.channels:
+            target.multifd(self.channels)
+        return target
+
+    def move(self, server: Server = PLANE, **more: Any) -> None:
+        """The guest goes to another process, and the one where it was ends."""
+        target = self.target(server, **more)
+        self.at.migrate_to(target)
+        if self.channels:
+            self.at.check_multifd()
+        self.at.end()
+        self.at = target
+
+
+class Load(Journey):
+    """Its disk is under verified load, which goes on wherever it arrives."""
+
+    def __init__(self, session: Session, server: Server = PLANE) -> None:
+        self.image = session.env.image("load.img", DISK_SIZE)
+        super().__init__(session, "load", self.image, server)
+        self.at.guest.run("start_load load")
+        self.at.check_load("load")
+
+    def move(self, server: Server = PLANE, **more: Any) -> None:
+        super().move(server, **more)
+        self.at.check_load("load")
+
+    def begin(self, state: str, bandwidth: int = 1 << 30) -> Machine:
+        """Begins a migration and waits for a state; returns its target."""
+        target = self.target()
+        self.at.capability("pause-before-switchover",
+                           state == "pre-switchover")
+        self.at.begin_migration(target, bandwidth)
+        self.at.wait_migration(state)
+        return target
+
+    def stays(self) -> None:
+        """Nothing came of a migration: the source is at work."""
+        self.at.wait_state("running")
+        self.at.check_load("load")
+        self.at.capability("pause-before-switchover", False)
+
+    def cancel(self) -> None:
+        """Cancelled early, and past where the plane was stopped for it."""
+        # While memory is copied: the bandwidth is so small that it cannot end.
+        for state, bandwidth in (("active", MIB), ("pre-switchover", 1 << 30)):
+            target = self.begin(state, bandwidth)
+            if state == "active":
+                self.at.check_load("load")
+            self.at.cmd("migrate_cancel")
+            self.at.wait_migration("cancelled")
+            self.stays()
+            target.kill()
+
+    def end(self) -> None:
+        """The load ends, and neither guest nor host finds fault with it."""
+        self.at.guest.run("end_load")
+        self.at.end()
+        check_image(self.image)
+
+
 # covers: M9, D11
 def migrate_and_back(session: Session, here: Server, there: Server) -> None:
     """Under verified load, from one path to the other and back."""
-    image = session.env.image("load.img", DISK_SIZE)
-    first = session.boot(Disk("load", image, here))
-    first.guest.run("start_load load")
-    first.check_load("load")
-    second = session.incoming(Disk("load", image, there))
-    first.migrate_to(second)
-    first.end()
-    second.check_load("load")
-    third = session.incoming(Disk("load", image, here))
-    second.migrate_to(third)
-    second.end()
-    third.check_load("load")
-    third.guest.run("end_load")
-    third.end()
-    check_image(image)
+    load = Load(session, here)
+    load.move(there)
+    load.move(here)
+    load.end()
 
 
 # covers: M9
 def cancel(session: Session) -> None:
     """Every way to fail leaves the source at work; then one succeeds."""
-    image = session.env.image("load.img", DISK_SIZE)
-    source = session.boot(Disk("load", image, PLANE))
-    source.guest.run("start_load load")
-
-    # While memory is copied. The bandwidth is so small that it cannot end.
-    target = session.incoming(Disk("load", image, PLANE))
-    source.begin_migration(target, bandwidth=MIB)
-    source.wait_migration("active")
-    source.check_load("load")
-    source.cmd("migrate_cancel")
-    source.wait_migration("cancelled")
-    source.check_load("load")
-    target.kill()
-
-    # Past the point where the plane was stopped for the move.
-    source.capability("pause-before-switchover", True)
-    target = session.incoming(Disk("load", image, PLANE))
-    source.begin_migration(target)
-    source.wait_migration("pre-switchover")
-    source.cmd("migrate_cancel")
-    source.wait_migration("cancelled")
-    source.wait_state("running")
-    source.check_load("load")
-    target.kill()
-
+    load = Load(session)
+    load.cancel()
     # The destination dies when the source believes that it is done.
-    target = session.incoming(Disk("load", image, PLANE))
-    source.begin_migration(target)
-    source.wait_migration("pre-switchover")
-    target.kill()
-    source.cmd("migrate-continue", state="pre-switchover")
-    source.wait_migration("failed")
-    source.wait_state("running")
-    source.check_load("load")
-
-    source.capability("pause-before-switchover", False)
-    target = session.incoming(Disk("load", image, PLANE))
-    source.migrate_to(target)
-    source.end()
-    target.check_load("load")
-    target.guest.run("end_load")
-    target.end()
-    check_image(image)
+    load.begin("pre-switchover").kill()
+    load.at.cmd("migrate-continue", state="pre-switchover")
+    load.at.wait_migration("failed")
+    load.stays()
+    load.move()
+    load.end()
 
 
 # covers: M9
 def multifd(session: Session) -> None:
     """Over several connections at once; cancelled ones, then one succeeds."""
-    image = session.env.image("load.img", DISK_SIZE)
-    source = session.boot(Disk("load", image, PLANE))
-    source.guest.run("start_load load")
-    source.multifd(CHANNELS)
-
-    # While memory is copied, and past the point where the plane was stopped.
-    for state, bandwidth in (("active", MIB), ("pre-switchover", 1 << 30)):
-        source.capability("pause-before-switchover",
-                          state == "pre-switchover")
-        target = session.incoming(Disk("load", image, PLANE))
-        target.multifd(CHANNELS)
-        source.begin_migration(target, bandwidth)
-        source.wait_migration(state)
-        if state == "active":
-            source.check_load("load")
-        source.cmd("migrate_cancel")
-        source.wait_migration("cancelled")
-        source.wait_state("running")
-        source.check_load("load")
-        target.kill()
-
-    source.capability("pause-before-switchover", False)
-    target = session.incoming(Disk("load", image, PLANE))
-    target.multifd(CHANNELS)
-    source.migrate_to(target)
-    source.check_multifd()
-    source.end()
-    target.check_load("load")
-    target.guest.run("end_load")
-    target.end()
-    check_image(image)
+    load = Load(session)
+    load.channels = CHANNELS
+    load.at.multifd(CHANNELS)
+    load.cancel()
+    load.move()
+    load.end()
 
 
 def failing(kind: str, offset: int, size: int,
@@ -140,19 +151,21 @@ def failing(kind: str, offset: int, size: int,
             for sector in range(offset // SECTOR, (offset + size) // SECTOR, 8)]
 
 
+BAD_READ = failing("read", READ_OFFSET, READ_SIZE)
+
+
 def parked_image(session: Session) -> str:
     """An image with something to read; returns its path."""
     image = session.env.image("parked.img", DISK_SIZE)
     with open(image, "r+b") as file:
         file.seek(READ_OFFSET)
-        file.write(bytes(i * 7 % 251 for i in range(READ_SIZE)))
+        file.write(READ_DATA)
     return image
 
 
 def read_sum() -> str:
     """Checksum of what parked_image() put there."""
-    data = bytes(i * 7 % 251 for i in range(READ_SIZE))
-    return hashlib.sha256(data).hexdigest()
+    return hashlib.sha256(READ_DATA).hexdigest()
 
 
 def park(machine: Machine, command: str) -> None:
@@ -174,46 +187,36 @@ def resume(machine: Machine, command: str) -> None:
 # covers: M9
 def parked_requests(session: Session, here: Server, there: Server) -> None:
     """What werror=stop and rerror=stop parked travels and completes there."""
-    image = parked_image(session)
-    bad_read = failing("read", READ_OFFSET, READ_SIZE)
-    bad_writes = failing("write", WRITES_OFFSET, WRITES_SIZE)
-    first = session.boot(Disk("parked", image, here, bad_read))
-    park(first, "start_read parked")
-    second = session.incoming(Disk("parked", image, there, bad_writes))
-    first.migrate_to(second)
-    first.end()
-    resume(second, f"end_read {read_sum()}")
-    park(second, "start_writes parked")
-    third = session.incoming(Disk("parked", image, here))
-    second.migrate_to(third)
-    second.end()
-    resume(third, "end_writes")
-    third.end()
+    guest = Journey(session, "parked", parked_image(session), here,
+                    errors=BAD_READ)
+    park(guest.at, "start_read parked")
+    guest.move(there, errors=failing("write", WRITES_OFFSET, WRITES_SIZE))
+    resume(guest.at, f"end_read {read_sum()}")
+    park(guest.at, "start_writes parked")
+    guest.move(here)
+    resume(guest.at, "end_writes")
+    guest.at.end()
 
 
 # covers: M9, M11
 def parked_packed(session: Session, here: Server, there: Server) -> None:
     """A parked request of a packed virtqueue travels, one way."""
-    image = parked_image(session)
-    bad_read = failing("read", READ_OFFSET, READ_SIZE)
-    first = session.boot(Disk("parked", image, here, bad_read, packed=True))
-    park(first, "start_read parked")
-    second = session.incoming(Disk("parked", image, there, packed=True))
-    first.migrate_to(second)
-    first.end()
-    resume(second, f"end_read {read_sum()}")
-    second.end()
+    guest = Journey(session, "parked", parked_image(session), here,
+                    errors=BAD_READ, packed=True)
+    park(guest.at, "start_read parked")
+    guest.move(there, packed=True)
+    resume(guest.at, f"end_read {read_sum()}")
+    guest.at.end()
 
 
 # covers: M9
 def parked_cancel(session: Session) -> None:
     """Parked requests complete at the source when the move was cancelled."""
-    image = parked_image(session)
-    rules = failing("read", READ_OFFSET, READ_SIZE, once=True)
-    source = session.boot(Disk("parked", image, PLANE, rules))
+    guest = Journey(session, "parked", parked_image(session), PLANE,
+                    errors=failing("read", READ_OFFSET, READ_SIZE, once=True))
+    source, target = guest.at, guest.target()
     park(source, "start_read parked")
     source.capability("pause-before-switchover", True)
-    target = session.incoming(Disk("parked", image, PLANE))
     source.begin_migration(target)
     source.wait_migration("pre-switchover")
     source.cmd("migrate_cancel")

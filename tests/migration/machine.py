@@ -12,11 +12,13 @@ import json
 import os
 import select
 import time
+from functools import partial
 from typing import Any, Dict, List, NamedTuple, Optional
 
 from qemu.machine import QEMUMachine
 from qemu.machine.machine import VMLaunchFailure
 
+import waiting
 from hosts import Host
 
 # Nothing is measured with these: they end a test that hangs.
@@ -31,16 +33,7 @@ class TestFailed(Exception):
     """Something did not behave as it must; the text says what."""
 
 
-def wait_until(what: str, condition: Any, guard: float = GUARD) -> Any:
-    """Calls condition() until it returns something true, and returns that."""
-    end = time.monotonic() + guard
-    while True:
-        result = condition()
-        if result:
-            return result
-        if time.monotonic() > end:
-            raise TestFailed(f"waited {guard} s in vain for {what}")
-        time.sleep(0.05)
+wait_until = partial(waiting.wait_until, guard=GUARD, failure=TestFailed)
 
 
 class Channel:
@@ -80,7 +73,7 @@ class Channel:
     def _answer(self, number: int, what: str, guard: float) -> str:
         """
         What the guest prints up to its "@@ NUMBER 0", without the answers to
-        earlier commands, which nobody waited for.
+        earlier commands, for which the test did not wait.
         """
         end = time.monotonic() + guard
         lines: List[str] = []
@@ -156,7 +149,7 @@ class Disk:
                   "serial": self.serial, "drive": self.serial,
                   "iothread": "io0", "werror": "stop", "rerror": "stop",
                   # So long that the used ring fills more than a page: the
-                  # one with its index is dirtied by nobody else.
+                  # device alone dirties the one with its index.
                   "queue-size": 1024}
         if self.packed:
             device["packed"] = True

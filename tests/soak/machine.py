@@ -19,8 +19,10 @@ import socket
 import subprocess
 import time
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Callable, Dict, List, Optional, Sequence, Union
 
+import waiting
 from hosts import Network
 from session import LineReader, kill_group, last_lines
 
@@ -65,7 +67,7 @@ class Config:
     """
     A machine with its disk.
 
-    throttled: the disk stands on a throttle filter, for good
+    throttled: the disk stands on a throttle filter all the time
     packed: offers packed and in-order rings; the driver chooses at each start
     slow: all images are on throttle filters of one group, so that metadata can
         be made slow; for pairs.py
@@ -113,17 +115,7 @@ class Tools:
             check=True).stdout.split()
 
 
-def wait_until(what: str, condition: Callable[[], Any],
-               guard: float = GUARD) -> Any:
-    """Calls condition() until it returns something true, and returns that."""
-    end = time.monotonic() + guard
-    while True:
-        result = condition()
-        if result:
-            return result
-        if time.monotonic() > end:
-            raise Hang(f'waited {guard} s in vain for {what}')
-        time.sleep(0.01)
+wait_until = partial(waiting.wait_until, guard=GUARD, failure=Hang)
 
 
 class Monitor:
