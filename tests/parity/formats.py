@@ -128,7 +128,7 @@ def garbage(name: str, data: bytes = b'nothing to see here\n' * 1000
 
 def read_only(name: str, make: Callable[[], bytes]
               ) -> Callable[[Subject], List[dict]]:
-    """An image that we make, and nobody writes."""
+    """An image that we make, and that stays as it is."""
     return lambda subject: [
         {'driver': name, 'node-name': 'n0', 'read-only': True,
          'file': {**write(subject, 'n0.img', make()), 'read-only': True}}]

@@ -205,7 +205,7 @@ STATES: Dict[str, Dict[str, Any]] = {
 
 
 def target(subject: Subject, name: str, state: str) -> None:
-    """Somebody else's job writes to what the guest has."""
+    """A job of another node writes to what the guest has."""
     command, arguments, end = TARGETS[name]
     form = 'raw' if 'its file' in name else 'qcow2'
     nodes = [subject.node('n0', form), subject.node('s', form)]

@@ -498,7 +498,7 @@ class Subject:
         """
         Requests of each kind, on each queue, each time with other data.
 
-        served: look who served this device; None: nobody can tell
+        served: look who served this device; None: it cannot be told
         """
         disk = disk or self.disk
         assert disk is not None

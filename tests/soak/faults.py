@@ -234,5 +234,5 @@ def notice(fault: Fault, vm: Machine) -> None:
                 raise SoakError(f'the complaint is "{error}", without '
                                 f'"{fault.words}"') from error
         else:
-            raise SoakError('nobody complained')
+            raise SoakError('nothing was noticed')
         vm.expect_bad_end()

@@ -35,7 +35,7 @@ class Stage:
 
     human: a monitor for movers
     iops: limit of requests to images while a holder is at work
-    lengths: seconds that each holder is at work when nobody disturbs it
+    lengths: seconds that each holder is at work undisturbed
     """
     vm: Machine
     human: HumanMonitor
@@ -452,7 +452,7 @@ def stop_reset(stage: Stage) -> Iterator[None]:
 
 def switchover(stage: Stage) -> Iterator[None]:
     """it is migrated, and comes back"""
-    # Its vCPUs are going to be stopped at a moment that nobody tells of.
+    # Its vCPUs are going to be stopped, and no event tells when.
     stage.vm.driver.cmd('pause')
     stage.human.cmd('migrate -d "exec:cat > /dev/null"')
     wait_until('the end of the migration', lambda: any(

@@ -32,7 +32,7 @@ class Daemon:
     form. One that is not ended here ends with the machine: until then a QEMU
     that hangs can be looked at as it is.
 
-    path: of the image; whoever is done with it removes it
+    path: of the image; the caller removes it
     """
 
     def __init__(self, vm: Machine):
@@ -249,7 +249,7 @@ def lose(vm: Machine, how: str) -> None:
 
 
 def remote_lost(vm: Machine) -> None:
-    """covers: M10: a mirror loses the other host for good; the guest does not"""
+    """covers: M10: a mirror loses the other host; the guest goes on"""
     ways = ['report', 'stop', 'cancel']
     vm.chance.shuffle(ways)
     for how in ways:

@@ -282,7 +282,7 @@ def throttle_changes(vm: Machine) -> None:
 
 
 def throttle_toggle(vm: Machine) -> None:
-    """covers: D1: limits that hold nobody back come and go, fast"""
+    """covers: D1: limits that are never reached come and go, fast"""
     for _ in range(100):
         throttle(vm, iops=10_000_000)
         throttle(vm)
