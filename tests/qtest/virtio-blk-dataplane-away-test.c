@@ -1,9 +1,9 @@
 /*
  * Times in which a disk may not work, and what comes in them
  *
- * Somebody else's drained section, bus mastering that is off, a ring whose
- * memory is away.  Kicks, completions and resets come meanwhile: nothing may
- * get lost afterwards, or happen that nobody waits for any more.
+ * A drained section of another node, bus mastering that is off, a ring whose
+ * memory is away.  Kicks, completions and resets come meanwhile: no request may
+ * get lost, and none of before a reset may be carried out after it.
  *
  * Copyright (c) 2026 the virtio-blk data plane authors
  *
@@ -17,7 +17,6 @@
 #include "virtio-blk-dataplane-regs.h"
 
 #define MIB (1024 * 1024)
-#define IMAGE_SIZE (8 * MIB)
 #define OK VIRTIO_BLK_S_OK
 #define HELD 6
 #define PAGE 4096
@@ -51,15 +50,12 @@ static void assert_stopped(DpVm *vm)
     g_assert_cmpstr(info.state, ==, "stopped");
 }
 
-static void end(DpDisk *disk)
+/* A reset ends what was done to the disk: it works again */
+static void assert_recovers(DpDisk *disk)
 {
-    DpVm *vm = disk->vm;
-
     dp_disk_reset(disk);
     dp_disk_start(disk, DP_F_ALL);
     dp_assert_works(disk);
-    dp_disk_free(disk);
-    dp_vm_quit(vm);
 }
 
 /* --- bus mastering --------------------------------------------------- */
@@ -79,7 +75,7 @@ static void complete_without_bus_master(DpDisk *disk, bool plane)
         dp_kick_always(disk);
     }
     qtest_memread(qts, disk->ring, after, disk->ring_size);
-    /* Without the plane nobody tells when the requests had been taken */
+    /* QEMU's own path does not tell when it has taken the requests */
     if (plane) {
         g_assert_cmpmem(before, disk->ring_size, after, disk->ring_size);
     }
@@ -87,11 +83,9 @@ static void complete_without_bus_master(DpDisk *disk, bool plane)
 }
 
 /* covers: E7: the queue serves new requests; those in flight are lost */
-static void test_bus_master(const void *opaque)
+static void test_bus_master(DpDisk *disk)
 {
-    const DpMode *mode = opaque;
-    DpVm *vm = dp_vm_file(mode, IMAGE_SIZE, "");
-    DpDisk *disk = dp_disk_new(vm, DP_F_ALL);
+    const DpMode *mode = disk->vm->mode;
     DpReq *req[HELD];
 
     for (unsigned i = 0; i < 3; i++) {
@@ -110,22 +104,19 @@ static void test_bus_master(const void *opaque)
         dp_poll(disk, next);
         g_assert_cmpint(next->status, ==, OK);
         dp_req_free(disk, next);
-        dp_assert_mode(vm, mode);
+        dp_assert_as_asked(disk);
     }
     dp_disk_reset(disk);
     free_held(disk, req);
-    end(disk);
+    assert_recovers(disk);
 }
 
 /*
  * covers: G5, E7: the driver shrinks a queue without a reset, so that the
  * device's positions lie behind its end, which only a packed ring has
  */
-static void test_shrunk_queue(const void *opaque)
+static void test_shrunk_queue(DpDisk *disk)
 {
-    const DpMode *mode = opaque;
-    DpVm *vm = dp_vm_file(mode, IMAGE_SIZE, "");
-    DpDisk *disk = dp_disk_new(vm, DP_F_ALL);
     DpLoad *load = dp_load_new(disk, 8, 64);
 
     dp_load_run(load, 40);
@@ -136,8 +127,8 @@ static void test_shrunk_queue(const void *opaque)
     dp_set_bus_master(disk, true);
     dp_kick_always(disk);
     g_assert_cmpint(!!(dp_status(disk) & VIRTIO_CONFIG_S_NEEDS_RESET), ==,
-                    mode->packed);
-    end(disk);
+                    disk->packed);
+    assert_recovers(disk);
 }
 
 /* --- a ring whose memory is away ------------------------------------- */
@@ -154,17 +145,15 @@ static void show_ring(DpDisk *disk, bool shown)
     g_free(host);
 }
 
-static DpDisk *disk_with_hidden_ring(DpVm *vm)
+/* Starts a disk whose ring show_ring() can take away */
+static void start_with_hidden_ring(DpDisk *disk)
 {
-    DpDisk *disk = dp_disk_probe(vm, "d0", DP_SLOT);
-
     show_ring(disk, true);
     dp_disk_init(disk, DP_F_ALL);
-    qtest_memset(vm->qts, PAM_BASE, 0, 16 * PAGE);
+    qtest_memset(disk->vm->qts, PAM_BASE, 0, 16 * PAGE);
     dp_disk_place_ring(disk, PAM_BASE, PAM_BASE + 6 * PAGE,
                        PAM_BASE + 8 * PAGE);
     qvirtio_set_driver_ok(disk->vdev);
-    return disk;
 }
 
 static int64_t kicks(DpVm *vm)
@@ -176,14 +165,14 @@ static int64_t kicks(DpVm *vm)
 }
 
 /* covers: E5: a kick that found no ring is made up for, or is an error */
-static void test_hidden_kick(const void *opaque)
+static void test_hidden_kick(DpDisk *disk)
 {
-    DpVm *vm = dp_vm_file(opaque, IMAGE_SIZE, "");
-    DpDisk *disk = disk_with_hidden_ring(vm);
+    DpVm *vm = disk->vm;
     gint64 deadline = dp_deadline();
     DpReq *req;
     int64_t before;
 
+    start_with_hidden_ring(disk);
     dp_assert_works(disk);
     req = dp_req(disk, VIRTIO_BLK_T_IN, 0, 1024);
     dp_submit(disk, req);
@@ -202,7 +191,7 @@ static void test_hidden_kick(const void *opaque)
     dp_disk_new_ring(disk);
     dp_disk_reset(disk);
     dp_req_free(disk, req);
-    end(disk);
+    assert_recovers(disk);
 }
 
 /* A read that takes a while to come back, or NULL if it is back already */
@@ -250,16 +239,15 @@ static DpReq *hide_in_flight(DpDisk *disk)
 }
 
 /*
- * covers: E5: a completion that found no ring is an error, not a hang, although
- * nobody kicks the queue
+ * covers: E5: a completion that found no ring is an error, not a hang, even
+ * if no kick follows
  */
-static void test_hidden_completion(const void *opaque)
+static void test_hidden_completion(DpDisk *disk)
 {
-    DpVm *vm = dp_vm_null(opaque, ",latency-ns=300000000", "");
-    DpDisk *disk = disk_with_hidden_ring(vm);
     gint64 deadline = dp_deadline();
     DpReq *req;
 
+    start_with_hidden_ring(disk);
     do {
         req = hide_in_flight(disk);
         dp_check_deadline(deadline, "a request that is slow enough");
@@ -273,20 +261,18 @@ static void test_hidden_completion(const void *opaque)
     req = dp_req(disk, VIRTIO_BLK_T_FLUSH, 0, 0);
     g_assert_cmpint(dp_run(disk, req), ==, OK);
     dp_req_free(disk, req);
-    dp_disk_free(disk);
-    dp_vm_quit(vm);
 }
 
 /*
  * covers: E5, G8: what is in flight while the ring is away comes back.  So does
  * what had been done before out of its turn, with VIRTIO_F_IN_ORDER.
  */
-static void test_hidden_in_flight(const void *opaque)
+static void test_hidden_in_flight(DpDisk *disk)
 {
-    DpVm *vm = dp_vm_file(opaque, IMAGE_SIZE, "");
-    DpDisk *disk = disk_with_hidden_ring(vm);
+    DpVm *vm = disk->vm;
     DpReq *req[HELD], *id;
 
+    start_with_hidden_ring(disk);
     for (unsigned i = 0; i < 3; i++) {
         dp_assert_works(disk);
         send_held(disk, req, true);
@@ -308,10 +294,10 @@ static void test_hidden_in_flight(const void *opaque)
         free_held(disk, req);
     }
     dp_disk_new_ring(disk);
-    end(disk);
+    assert_recovers(disk);
 }
 
-/* --- somebody else's drained section --------------------------------- */
+/* --- a drained section of another node ------------------------------- */
 
 /*
  * A disk on a qcow2 node whose metadata goes through a throttle with qtest's
@@ -442,7 +428,9 @@ static void test_section(const void *opaque)
     dp_qmp_ok(vm, NULL, "{'execute': 'qom-set', 'arguments': {"
               " 'path': '/objects/tg', 'property': 'limits',"
               " 'value': { 'iops-total': 0 }}}");
-    end(disk);
+    assert_recovers(disk);
+    dp_disk_free(disk);
+    dp_vm_quit(vm);
 }
 
 static void add_section(const Section *section, const DpMode *mode)
@@ -477,9 +465,11 @@ int main(int argc, char **argv)
     };
     static const DpTest plane[] = {
         { "shrunk-queue", test_shrunk_queue },
-        { "hidden-kick", test_hidden_kick, DP_SPLIT_RING },
-        { "hidden-completion", test_hidden_completion, DP_SPLIT_RING },
-        { "hidden-in-flight", test_hidden_in_flight, DP_SPLIT_RING },
+        { "hidden-kick", test_hidden_kick, DP_SPLIT_RING, .idle = true },
+        { "hidden-completion", test_hidden_completion, DP_SPLIT_RING,
+          .null = ",latency-ns=300000000", .idle = true },
+        { "hidden-in-flight", test_hidden_in_flight, DP_SPLIT_RING,
+          .idle = true },
     };
 
     g_test_init(&argc, &argv, NULL);

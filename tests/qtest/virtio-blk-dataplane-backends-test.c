@@ -353,7 +353,7 @@ static char *loop_attach(const char *image, int *fd)
             g_assert_cmpint(ioctl(*fd, LOOP_SET_STATUS64, &info), ==, 0);
             break;
         }
-        /* Somebody else was faster, or we may not */
+        /* Another process was faster, or we may not */
         if (*fd >= 0) {
             close(*fd);
             *fd = -1;

@@ -19,8 +19,6 @@
 #include "libqos/pci-pc.h"
 #include "virtio-blk-dataplane-common.h"
 
-#define MIB (1024 * 1024)
-#define IMAGE_SIZE (8 * MIB)
 #define OK VIRTIO_BLK_S_OK
 #define W VRING_DESC_F_WRITE
 
@@ -40,7 +38,7 @@ static DpVm *vm_with_regs(const DpMode *mode, const char *props)
 {
     g_autofree char *more = g_strdup_printf("%s" TESTDEV, props);
 
-    return dp_vm_file(mode, IMAGE_SIZE, more);
+    return dp_vm_file(mode, DP_IMAGE_SIZE, more);
 }
 
 static void fill_regs(DpVm *vm)
@@ -127,11 +125,8 @@ static void write_at(DpDisk *disk, Place place, uint64_t sector, unsigned len,
 }
 
 /* covers: E4, G7: header, data and status, one by one and together */
-static void test_places(const void *opaque)
+static void test_places(DpDisk *disk)
 {
-    const DpMode *mode = opaque;
-    DpVm *vm = vm_with_regs(mode, "");
-    DpDisk *disk = dp_disk_new(vm, DP_F_ALL);
     const unsigned lens[] = { DP_SECTOR, 3 * DP_SECTOR };
 
     for (unsigned i = 0; i < 8; i++) {
@@ -150,9 +145,6 @@ static void test_places(const void *opaque)
         }
     }
     dp_assert_works(disk);
-    dp_assert_mode(vm, mode);
-    dp_disk_free(disk);
-    dp_vm_quit(vm);
 }
 
 /* --- how much -------------------------------------------------------- */
@@ -171,9 +163,8 @@ static void assert_too_much(DpDisk *disk, unsigned len, Place place)
 }
 
 /* covers: E4: one byte more than there may be of copies, and as many */
-static void test_limit(const void *opaque)
+static void test_limit(const DpMode *mode)
 {
-    const DpMode *mode = opaque;
     DpVm *vm = vm_with_regs(mode, "");
     DpDisk *disk = dp_disk_new(vm, DP_F_ALL);
 
@@ -222,21 +213,14 @@ static void run_many(DpDisk *disk, uint32_t type)
 }
 
 /* covers: E4: more at once than there may be of copies: they take turns */
-static void test_many(const void *opaque)
+static void test_many(DpDisk *disk)
 {
-    const DpMode *mode = opaque;
-    DpVm *vm = vm_with_regs(mode, "");
-    DpDisk *disk = dp_disk_new(vm, DP_F_ALL);
-
     for (unsigned round = 0; round < 4; round++) {
         run_many(disk, VIRTIO_BLK_T_OUT);
-        fill_regs(vm);
+        fill_regs(disk->vm);
         run_many(disk, VIRTIO_BLK_T_IN);
     }
     dp_assert_works(disk);
-    dp_assert_mode(vm, mode);
-    dp_disk_free(disk);
-    dp_vm_quit(vm);
 }
 
 #define BATCH 40                /* more than are popped before one is parsed */
@@ -245,16 +229,12 @@ static void test_many(const void *opaque)
  * covers: E4: the main loop has mapped one, or two, when the queue is still at
  * work on what was in front of it
  */
-static void test_batches(const void *opaque)
+static void test_batches(DpDisk *disk)
 {
-    const DpMode *mode = opaque;
-    DpVm *vm = vm_with_regs(mode, "");
-    DpDisk *disk = dp_disk_new(vm, DP_F_ALL);
-
     for (unsigned i = 0; i < BATCH; i++) {
         write_at(disk, (Place) {}, i, DP_SECTOR, i);
     }
-    fill_regs(vm);
+    fill_regs(disk->vm);
     for (unsigned round = 0; round < 64; round++) {
         DpReq *req[BATCH];
 
@@ -274,20 +254,14 @@ static void test_batches(const void *opaque)
             dp_req_free(disk, req[i]);
         }
     }
-    dp_assert_mode(vm, mode);
-    dp_disk_free(disk);
-    dp_vm_quit(vm);
 }
 
 /*
  * covers: E4: what a queue of the disk needs, others have; each in turn has
  * requests in flight when the others begin to wait
  */
-static void test_queues(const void *opaque)
+static void test_queues(DpDisk *disk)
 {
-    const DpMode *mode = opaque;
-    DpVm *vm = vm_with_regs(mode, ",num-queues=3");
-    DpDisk *disk = dp_disk_probe(vm, "d0", DP_SLOT);
     const unsigned half = LIMIT / 2;    /* too little is left for others */
     DpDisk *queue[3] = { disk };
 
@@ -298,7 +272,7 @@ static void test_queues(const void *opaque)
     for (unsigned i = 0; i < MANY; i++) {
         write_at(disk, (Place) {}, i * LIMIT / DP_SECTOR, LIMIT, i);
     }
-    fill_regs(vm);
+    fill_regs(disk->vm);
     for (unsigned first = 0; first < ARRAY_SIZE(queue); first++) {
         DpReq *req[ARRAY_SIZE(queue)][2];
 
@@ -329,9 +303,6 @@ static void test_queues(const void *opaque)
             }
         }
     }
-    dp_assert_mode(vm, mode);
-    dp_disk_free(disk);
-    dp_vm_quit(vm);
 }
 
 /* --- what stops the queue meanwhile ---------------------------------- */
@@ -375,10 +346,7 @@ static void check_held(Held *h)
 
 static void free_held(Held *h)
 {
-    for (unsigned i = 0; i < ARRAY_SIZE(h->req); i++) {
-        h->req[i]->in_flight = false;   /* of a disk that has gone, too */
-        dp_req_free(h->disk, h->req[i]);
-    }
+    dp_req_drop(h->disk, h->req, ARRAY_SIZE(h->req));
 }
 
 static void assert_regs_untouched(DpVm *vm)
@@ -389,33 +357,29 @@ static void assert_regs_untouched(DpVm *vm)
 }
 
 /* covers: E4, D6: nothing is written while the VM is stopped, nor lost */
-static void test_stop(const void *opaque)
+static void test_stop(DpDisk *disk)
 {
-    const DpMode *mode = opaque;
-    DpVm *vm = vm_with_regs(mode, "");
-    Held h = { .disk = dp_disk_new(vm, DP_F_ALL) };
+    DpVm *vm = disk->vm;
+    Held h = { .disk = disk };
 
     hold_reads(&h);
-    dp_qmp_ok(vm, NULL, "{'execute': 'stop'}");
+    dp_stop(vm);
     assert_regs_untouched(vm);
-    g_assert_cmpuint(dp_count_used(h.disk), ==, 0);
-    dp_release(h.disk);
-    dp_qmp_ok(vm, NULL, "{'execute': 'cont'}");
+    g_assert_cmpuint(dp_count_used(disk), ==, 0);
+    dp_release(disk);
+    dp_cont(vm);
     check_held(&h);
     free_held(&h);
     dp_wait_in_flight(vm, "d0", 0);
-    dp_assert_works(h.disk);
-    dp_assert_mode(vm, mode);
-    dp_disk_free(h.disk);
-    dp_vm_quit(vm);
+    dp_assert_works(disk);
 }
 
-/* covers: E4, M9: the error policy parks a request, which is tried again */
-static void test_error(const void *opaque)
+/* The first read of sector 800 fails, and stops the machine. */
+static DpVm *vm_read_fails(const DpMode *mode)
 {
-    const DpMode *mode = opaque;
-    g_autofree char *path = dp_image("disk.img", IMAGE_SIZE);
-    DpVm *vm = dp_vm_start(
+    g_autofree char *path = dp_image("disk.img", DP_IMAGE_SIZE);
+
+    return dp_vm_start(
         "-blockdev '{\"driver\": \"raw\", \"node-name\": \"n0\","
         " \"file\": {\"driver\": \"blkdebug\", \"image\":"
         " {\"driver\": \"file\", \"filename\": \"%s\"},"
@@ -423,67 +387,63 @@ static void test_error(const void *opaque)
         " \"sector\": 800, \"once\": true}]}}' "
         "-device virtio-blk-pci,id=d0,drive=n0,addr=%d,rerror=stop%s" TESTDEV,
         path, DP_SLOT, mode->props);
-    DpDisk *disk = dp_disk_new(vm, DP_F_ALL);
+}
+
+/* covers: E4, M9: the error policy parks a request, which is tried again */
+static void test_error(DpDisk *disk)
+{
+    DpVm *vm = disk->vm;
     DpReq *req;
 
     write_at(disk, (Place) {}, 800, LIMIT, 5);
     fill_regs(vm);
-    req = req_at(disk, VIRTIO_BLK_T_IN, 800, LIMIT,
-                 (Place) { .data = DATA });
+    req = req_at(disk, VIRTIO_BLK_T_IN, 800, LIMIT, (Place) { .data = DATA });
     dp_submit(disk, req);
     show(disk);
     qtest_qmp_eventwait(vm->qts, "STOP");
     assert_regs_untouched(vm);
-    dp_qmp_ok(vm, NULL, "{'execute': 'cont'}");
+    dp_cont(vm);
     dp_poll(disk, req);
     g_assert_cmpint(req->status, ==, OK);
     g_assert_true(dp_req_matches(disk, req, 5));
     dp_req_free(disk, req);
     dp_assert_works(disk);
-    dp_disk_free(disk);
-    dp_vm_quit(vm);
 }
 
 /* covers: E4, STAT-10: a driver that has reset the device gets nothing more */
-static void test_reset(const void *opaque)
+static void test_reset(DpDisk *disk)
 {
-    const DpMode *mode = opaque;
-    DpVm *vm = vm_with_regs(mode, "");
-    Held h = { .disk = dp_disk_new(vm, DP_F_ALL) };
+    DpVm *vm = disk->vm;
+    Held h = { .disk = disk };
 
     for (unsigned i = 0; i < 3; i++) {
         hold_reads(&h);
-        dp_disk_reset(h.disk);
-        dp_release(h.disk);
+        dp_disk_reset(disk);
+        dp_release(disk);
         free_held(&h);
-        dp_disk_start(h.disk, DP_F_ALL);
-        dp_assert_works(h.disk);
+        dp_disk_start(disk, DP_F_ALL);
+        dp_assert_works(disk);
         assert_regs_untouched(vm);
         dp_wait_in_flight(vm, "d0", 0);
     }
-    dp_disk_free(h.disk);
-    dp_vm_quit(vm);
 }
 
 /* covers: E4, RST-6: same for a queue */
-static void test_queue_reset(const void *opaque)
+static void test_queue_reset(DpDisk *disk)
 {
-    const DpMode *mode = opaque;
-    DpVm *vm = vm_with_regs(mode, "");
-    Held h = { .disk = dp_disk_new(vm, DP_F_ALL) };
+    DpVm *vm = disk->vm;
+    Held h = { .disk = disk };
 
     for (unsigned i = 0; i < 3; i++) {
         hold_reads(&h);
-        dp_queue_reset(h.disk);
-        dp_release(h.disk);
+        dp_queue_reset(disk);
+        dp_release(disk);
         free_held(&h);
-        dp_queue_restart(h.disk);
-        dp_assert_works(h.disk);
+        dp_queue_restart(disk);
+        dp_assert_works(disk);
         assert_regs_untouched(vm);
         dp_wait_in_flight(vm, "d0", 0);
     }
-    dp_disk_free(h.disk);
-    dp_vm_quit(vm);
 }
 
 static void set_command(QPCIDevice *pci, uint16_t set, uint16_t clear)
@@ -494,42 +454,34 @@ static void set_command(QPCIDevice *pci, uint16_t set, uint16_t clear)
 }
 
 /* covers: E4, E7: no access without bus mastering, and another life after it */
-static void test_bus_master(const void *opaque)
+static void test_bus_master(DpDisk *disk)
 {
-    const DpMode *mode = opaque;
-    DpVm *vm = vm_with_regs(mode, "");
-    Held h = { .disk = dp_disk_new(vm, DP_F_ALL) };
-    QPCIDevice *pci = h.disk->pci->pdev;
+    DpVm *vm = disk->vm;
+    Held h = { .disk = disk };
+    QPCIDevice *pci = disk->pci->pdev;
 
     hold_reads(&h);
     set_command(pci, 0, PCI_COMMAND_MASTER);
-    dp_release(h.disk);
+    dp_release(disk);
     assert_regs_untouched(vm);
     set_command(pci, PCI_COMMAND_MASTER, 0);
-    dp_disk_start(h.disk, DP_F_ALL);
+    dp_disk_start(disk, DP_F_ALL);
     assert_regs_untouched(vm);
     free_held(&h);
     dp_wait_in_flight(vm, "d0", 0);
-    dp_assert_works(h.disk);
-    dp_disk_free(h.disk);
-    dp_vm_quit(vm);
+    dp_assert_works(disk);
 }
 
 /* covers: E4: unplugged with requests that are at the main loop */
-static void test_unplug(const void *opaque)
+static void test_unplug(DpDisk *disk)
 {
-    const DpMode *mode = opaque;
-    DpVm *vm = vm_with_regs(mode, "");
-    Held h = { .disk = dp_disk_new(vm, DP_F_ALL) };
+    DpVm *vm = disk->vm;
+    Held h = { .disk = disk };
 
     hold_reads(&h);
-    qtest_qmp_device_del_send(vm->qts, "d0");
-    qtest_outl(vm->qts, 0xae08, 1u << DP_SLOT);
-    qtest_qmp_eventwait(vm->qts, "DEVICE_DELETED");
+    dp_unplug(vm);
     assert_regs_untouched(vm);
     free_held(&h);
-    dp_disk_free(h.disk);
-    dp_vm_quit(vm);
 }
 
 /* --- accesses that meet the disk itself ------------------------------ */
@@ -549,7 +501,7 @@ static uint64_t ecam(unsigned bus, unsigned devfn, int offset)
 /* The disk is on a port whose slot the guest can switch off by a register */
 static DpDisk *disk_at_port(const DpMode *mode, const char *serial)
 {
-    g_autofree char *path = dp_image("disk.img", IMAGE_SIZE);
+    g_autofree char *path = dp_image("disk.img", DP_IMAGE_SIZE);
     DpVm *vm = dp_vm_start(
         "-machine q35 "
         "-global ICH9-LPC.acpi-pci-hotplug-with-bridge-support=off "
@@ -581,14 +533,16 @@ static DpReq *send_name(DpDisk *disk, uint64_t addr)
     return req;
 }
 
-/* covers: E4, G7: the disk writes to its own registers, which has no effect */
-static void test_own_registers(const void *opaque)
+static uint64_t status_register(DpDisk *disk)
 {
-    const DpMode *mode = opaque;
-    DpVm *vm = vm_with_regs(mode, "");
-    DpDisk *disk = dp_disk_new(vm, DP_F_ALL);
-    uint64_t status = disk->pci->bar.addr + disk->pci->common_cfg_offset +
-                      offsetof(struct virtio_pci_common_cfg, device_status);
+    return disk->pci->bar.addr + disk->pci->common_cfg_offset +
+           offsetof(struct virtio_pci_common_cfg, device_status);
+}
+
+/* covers: E4, G7: the disk writes to its own registers, which has no effect */
+static void test_own_registers(DpDisk *disk)
+{
+    uint64_t status = status_register(disk);
 
     for (unsigned i = 0; i < 4; i++) {
         DpReq *req = send_name(disk, status - 4 * i);
@@ -597,22 +551,15 @@ static void test_own_registers(const void *opaque)
         dp_req_free(disk, req);
         dp_assert_works(disk);
     }
-    dp_assert_mode(vm, mode);
-    dp_disk_free(disk);
-    dp_vm_quit(vm);
 }
 
 /*
  * covers: E4, G7, D1: a disk of the main loop resets itself, where it has an
  * effect, within the function that submits requests
  */
-static void test_main_loop(const void *opaque)
+static void test_own_status(DpDisk *disk)
 {
-    const DpMode *mode = &dp_mode_main;
-    DpVm *vm = vm_with_regs(mode, "");
-    DpDisk *disk = dp_disk_new(vm, DP_F_ALL);
-    uint64_t status = disk->pci->bar.addr + disk->pci->common_cfg_offset +
-                      offsetof(struct virtio_pci_common_cfg, device_status);
+    uint64_t status = status_register(disk);
 
     for (unsigned i = 0; i < 3; i++) {
         DpReq *req = send_name(disk, status);
@@ -622,20 +569,17 @@ static void test_main_loop(const void *opaque)
         dp_disk_start(disk, DP_F_ALL);
         dp_assert_works(disk);
     }
-    dp_assert_mode(vm, mode);
-    dp_disk_free(disk);
-    dp_vm_quit(vm);
 }
 
 /* covers: E4, E7: the disk takes its own bus mastering away */
-static void test_own_command(const void *opaque)
+static void test_own_command(const DpMode *mode)
 {
-    DpDisk *disk = disk_at_port(opaque, "");
+    DpDisk *disk = disk_at_port(mode, "");
     DpVm *vm = disk->vm;
     QPCIDevice *pci = disk->pci->pdev;
 
     for (unsigned i = 0; i < 3; i++) {
-        /* Its last two bytes; the others meet nobody, or are read-only. */
+        /* Its last two bytes; those before them change nothing. */
         DpReq *req = send_name(disk, ecam(DISK_BUS, 0, PCI_COMMAND + 2 -
                                                        VIRTIO_BLK_ID_BYTES));
         gint64 deadline = dp_deadline();
@@ -655,9 +599,9 @@ static void test_own_command(const void *opaque)
 }
 
 /* covers: E4, STAT-13: the disk resets the bus that it is on */
-static void test_own_bus(const void *opaque)
+static void test_own_bus(const DpMode *mode)
 {
-    DpDisk *disk = disk_at_port(opaque, "@");   /* PCI_BRIDGE_CTL_BUS_RESET */
+    DpDisk *disk = disk_at_port(mode, "@");   /* PCI_BRIDGE_CTL_BUS_RESET */
     DpVm *vm = disk->vm;
     DpReq *req[3];
 
@@ -666,10 +610,7 @@ static void test_own_bus(const void *opaque)
     }
     dp_wait_state(vm, "d0", "stopped");
     dp_wait_in_flight(vm, "d0", 0);
-    for (unsigned i = 0; i < ARRAY_SIZE(req); i++) {
-        req[i]->in_flight = false;
-        dp_req_free(disk, req[i]);
-    }
+    dp_req_drop(disk, req, ARRAY_SIZE(req));
     dp_disk_free(disk);
 
     disk = dp_disk_probe(vm, "d0", DISK_SLOT);
@@ -690,10 +631,10 @@ static unsigned slot_control(DpVm *vm)
 }
 
 /* covers: E4, M6: the disk unplugs itself, with others in flight */
-static void test_own_slot(const void *opaque)
+static void test_own_slot(const DpMode *mode)
 {
     /* The slot's power and its light off */
-    DpDisk *disk = disk_at_port(opaque, "A\a");
+    DpDisk *disk = disk_at_port(mode, "A\a");
     DpVm *vm = disk->vm;
     DpReq *held[4], *req[3];
 
@@ -707,14 +648,8 @@ static void test_own_slot(const void *opaque)
     }
     qtest_qmp_eventwait(vm->qts, "DEVICE_DELETED");
     dp_qmp_ok(vm, NULL, "{'execute': 'query-block'}");
-    for (unsigned i = 0; i < ARRAY_SIZE(held); i++) {
-        held[i]->in_flight = false;
-        dp_req_free(disk, held[i]);
-    }
-    for (unsigned i = 0; i < ARRAY_SIZE(req); i++) {
-        req[i]->in_flight = false;
-        dp_req_free(disk, req[i]);
-    }
+    dp_req_drop(disk, held, ARRAY_SIZE(held));
+    dp_req_drop(disk, req, ARRAY_SIZE(req));
     dp_disk_free(disk);
     dp_vm_quit(vm);
 }
@@ -722,23 +657,27 @@ static void test_own_slot(const void *opaque)
 int main(int argc, char **argv)
 {
     static const DpTest tests[] = {
-        { "places", test_places },
-        { "limit", test_limit },
+        { "places", test_places, .props = TESTDEV },
+        { "limit", .own_vm = test_limit },
     };
     static const DpTest plane_tests[] = {
-        { "many", test_many },
-        { "batches", test_batches },
-        { "queues", test_queues },
-        { "stop", test_stop },
-        { "error", test_error },
-        { "reset", test_reset },
-        { "queue-reset", test_queue_reset },
-        { "bus-master", test_bus_master },
-        { "unplug", test_unplug },
-        { "own-registers", test_own_registers },
-        { "own-command", test_own_command },
-        { "own-bus", test_own_bus },
-        { "own-slot", test_own_slot },
+        { "many", test_many, .props = TESTDEV },
+        { "batches", test_batches, .props = TESTDEV },
+        { "queues", test_queues, .props = ",num-queues=3" TESTDEV,
+          .idle = true },
+        { "stop", test_stop, .props = TESTDEV },
+        { "error", test_error, .vm = vm_read_fails },
+        { "reset", test_reset, .props = TESTDEV },
+        { "queue-reset", test_queue_reset, .props = TESTDEV },
+        { "bus-master", test_bus_master, .props = TESTDEV },
+        { "unplug", test_unplug, .props = TESTDEV, .ends_unserved = true },
+        { "own-registers", test_own_registers, .props = TESTDEV },
+        { "own-command", .own_vm = test_own_command },
+        { "own-bus", .own_vm = test_own_bus },
+        { "own-slot", .own_vm = test_own_slot },
+    };
+    static const DpTest main_loop = {
+        "own-status", test_own_status, .props = TESTDEV
     };
 
     g_test_init(&argc, &argv, NULL);
@@ -747,8 +686,7 @@ int main(int argc, char **argv)
         return g_test_run();
     }
     dp_add_table("bounce", tests, ARRAY_SIZE(tests), false);
-    dp_add_test("/virtio-blk-dataplane/bounce/own-status/main-loop", NULL,
-                test_main_loop);
+    dp_add_row("bounce", &main_loop, &dp_mode_main);
     dp_add_table("bounce", plane_tests, ARRAY_SIZE(plane_tests), true);
     return g_test_run();
 }

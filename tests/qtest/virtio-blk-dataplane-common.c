@@ -30,6 +30,7 @@
 #define DEFAULT_NUM 256
 #define MIB (1024 * 1024ull)
 #define RAM_MIB 64
+#define PCIHP_EJECT 0xae08      /* register of the PC's PCI hot plug */
 #define VIRT_RAM 0x40000000ull
 #define SPLIT_AT 200            /* odd place to cut data at */
 #define PORT_WINDOW 0xe0000000u /* memory behind a root port, 16 MiB */
@@ -221,20 +222,26 @@ void dp_vm_quit(DpVm *vm)
 
 DpVm *dp_vm_null(const DpMode *mode, const char *opts, const char *props)
 {
-    return dp_vm_start("-blockdev null-co,node-name=n0,size=67108864%s "
-                       "-device virtio-blk-pci,id=d0,drive=n0,addr=%d%s%s",
-                       opts, DP_SLOT, mode->props, props);
+    DpVm *vm = dp_vm_start(
+        "-blockdev null-co,node-name=n0,size=67108864%s "
+        "-device virtio-blk-pci,id=d0,drive=n0,addr=%d%s%s",
+        opts, DP_SLOT, mode->props, props);
+
+    vm->mode = mode;
+    return vm;
 }
 
 DpVm *dp_vm_file(const DpMode *mode, uint64_t size, const char *props)
 {
     g_autofree char *path = dp_image("disk.img", size);
+    DpVm *vm = dp_vm_start(
+        "-blockdev file,node-name=f0,filename=%s,discard=unmap "
+        "-blockdev raw,node-name=n0,file=f0,discard=unmap "
+        "-device virtio-blk-pci,id=d0,drive=n0,addr=%d%s%s",
+        path, DP_SLOT, mode->props, props);
 
-    return dp_vm_start("-blockdev file,node-name=f0,filename=%s,"
-                       "discard=unmap "
-                       "-blockdev raw,node-name=n0,file=f0,discard=unmap "
-                       "-device virtio-blk-pci,id=d0,drive=n0,addr=%d%s%s",
-                       path, DP_SLOT, mode->props, props);
+    vm->mode = mode;
+    return vm;
 }
 
 /* The device */
@@ -605,6 +612,14 @@ void dp_req_free(DpDisk *disk, DpReq *req)
     g_assert_false(req->in_flight);
     guest_free(&disk->vm->alloc, req->page);
     g_free(req);
+}
+
+void dp_req_drop(DpDisk *disk, DpReq **req, unsigned n)
+{
+    for (unsigned i = 0; i < n; i++) {
+        req[i]->in_flight = false;
+        dp_req_free(disk, req[i]);
+    }
 }
 
 static void fill_pattern(uint32_t *buf, size_t len, uint64_t sector,
@@ -1151,6 +1166,11 @@ void dp_assert_mode(DpVm *vm, const DpMode *mode)
     }
 }
 
+void dp_assert_as_asked(DpDisk *disk)
+{
+    dp_assert_mode(disk->vm, disk->vm->mode);
+}
+
 /* Keeping requests in flight */
 
 static void set_throttle(DpDisk *disk, const char *group, int iops, int bps)
@@ -1453,6 +1473,34 @@ void dp_qmp_error(DpVm *vm, DpLoad *load, const char *text,
     qobject_unref(rsp);
 }
 
+void dp_stop(DpVm *vm)
+{
+    dp_qmp_ok(vm, NULL, "{'execute': 'stop'}");
+}
+
+void dp_cont(DpVm *vm)
+{
+    dp_qmp_ok(vm, NULL, "{'execute': 'cont'}");
+}
+
+void dp_resize(DpVm *vm, DpLoad *load, int64_t size)
+{
+    dp_qmp_ok(vm, load, "{'execute': 'block_resize', 'arguments': {"
+              " 'node-name': 'n0', 'size': %" PRId64 "}}", size);
+}
+
+void dp_eject(DpVm *vm)
+{
+    qtest_outl(vm->qts, PCIHP_EJECT, 1 << DP_SLOT);
+    qtest_qmp_eventwait(vm->qts, "DEVICE_DELETED");
+}
+
+void dp_unplug(DpVm *vm)
+{
+    qtest_qmp_device_del_send(vm->qts, "d0");
+    dp_eject(vm);
+}
+
 /* Test registration */
 
 bool dp_has_ring(const DpMode *mode, DpRings rings)
@@ -1472,35 +1520,69 @@ static void test_without_kvm(const void *opaque)
     g_test_skip(dp_kvm_refusal());
 }
 
-void dp_add_test(const char *path, const void *data,
-                 void (*fn)(const void *))
+typedef struct Run {
+    const DpTest *test;
+    const DpMode *mode;
+} Run;
+
+static DpVm *test_vm(const DpTest *test, const DpMode *mode)
 {
-    qtest_add_data_func(path, data, dp_kvm_wanted() && dp_kvm_refusal() ?
-                                    test_without_kvm : fn);
+    const char *props = test->props ?: "";
+    DpVm *vm;
+
+    if (test->vm) {
+        vm = test->vm(mode);
+        vm->mode = mode;
+        return vm;
+    }
+    return test->null ? dp_vm_null(mode, test->null, props)
+                      : dp_vm_file(mode, DP_IMAGE_SIZE, props);
 }
 
-void dp_add_modes(const char *path, void (*fn)(const void *), bool plane_only,
-                  DpRings rings)
+static void run_test(const void *opaque)
 {
-    for (unsigned i = 0; dp_modes[i]; i++) {
-        if ((dp_modes[i]->plane || !plane_only) &&
-            dp_has_ring(dp_modes[i], rings)) {
-            g_autofree char *name = g_strdup_printf("%s/%s", path,
-                                                    dp_modes[i]->name);
+    const Run *run = opaque;
+    const DpTest *test = run->test;
+    DpDisk *disk;
+    DpVm *vm;
 
-            dp_add_test(name, dp_modes[i], fn);
-        }
+    if (test->own_vm) {
+        test->own_vm(run->mode);
+        return;
     }
+    vm = test_vm(test, run->mode);
+    disk = dp_disk_probe(vm, "d0", DP_SLOT);
+    if (!test->idle) {
+        dp_disk_start(disk, test->features ?: DP_F_ALL);
+    }
+    test->fn(disk);
+    if (!test->ends_unserved) {
+        dp_assert_as_asked(disk);
+    }
+    dp_disk_free(disk);
+    dp_vm_quit(vm);
+}
+
+void dp_add_row(const char *group, const DpTest *test, const DpMode *mode)
+{
+    g_autofree char *path = g_strdup_printf("/virtio-blk-dataplane/%s/%s/%s",
+                                            group, test->name, mode->name);
+    Run *run = g_new(Run, 1);
+
+    *run = (Run) { test, mode };
+    qtest_add_data_func_full(path, run, dp_kvm_wanted() && dp_kvm_refusal() ?
+                                        test_without_kvm : run_test, g_free);
 }
 
 void dp_add_table(const char *group, const DpTest *tests, unsigned n,
                   bool plane_only)
 {
     for (unsigned i = 0; i < n; i++) {
-        g_autofree char *path =
-            g_strdup_printf("/virtio-blk-dataplane/%s/%s", group,
-                            tests[i].name);
-
-        dp_add_modes(path, tests[i].fn, plane_only, tests[i].rings);
+        for (unsigned j = 0; dp_modes[j]; j++) {
+            if ((dp_modes[j]->plane || !plane_only) &&
+                dp_has_ring(dp_modes[j], tests[i].rings)) {
+                dp_add_row(group, &tests[i], dp_modes[j]);
+            }
+        }
     }
 }

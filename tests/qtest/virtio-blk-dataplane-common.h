@@ -39,6 +39,8 @@
 #define DP_SECTOR 512
 #define DP_SLOT 4
 #define DP_NO_STATUS 0xff
+#define DP_IMAGE_SIZE (8 * 1024 * 1024)     /* of the disk that tests get */
+#define DP_CAPACITY (DP_IMAGE_SIZE / DP_SECTOR)
 
 /* Feature sets to start a disk with; bits that are not offered are left out. */
 #define DP_F_PLAIN (~((1ull << VIRTIO_RING_F_INDIRECT_DESC) | \
@@ -72,6 +74,7 @@ extern const DpMode *const dp_modes[];
 
 typedef struct DpVm {
     QTestState *qts;
+    const DpMode *mode;     /* of the disk "d0"; NULL after dp_vm_start() */
     QGuestAllocator alloc;
     QPCIBus *bus;           /* NULL if the machine has no PCI */
     QGenericPCIHost host;   /* what bus is part of, where it is no PC */
@@ -337,6 +340,11 @@ DpReq *dp_req(DpDisk *disk, uint32_t type, uint64_t sector, uint32_t len);
 void dp_req_free(DpDisk *disk, DpReq *req);
 
 /**
+ * dp_req_drop: free @n requests, also those in flight: the device has gone
+ */
+void dp_req_drop(DpDisk *disk, DpReq **req, unsigned n);
+
+/**
  * dp_req_fill / dp_req_matches: set and check data by a pattern of @seed
  */
 void dp_req_fill(DpDisk *disk, DpReq *req, uint32_t seed);
@@ -492,6 +500,11 @@ void dp_queue_wait_in_flight(DpDisk *queue, int64_t n);
 void dp_assert_mode(DpVm *vm, const DpMode *mode);
 
 /**
+ * dp_assert_as_asked: the same in the mode that the VM was started for
+ */
+void dp_assert_as_asked(DpDisk *disk);
+
+/**
  * dp_hold: keep all requests of disk @id in flight until dp_release() or a
  *          drain; dp_release: let them go
  *
@@ -566,6 +579,24 @@ void dp_qmp_error(DpVm *vm, DpLoad *load, const char *text,
                   const char *fmt, ...) G_GNUC_PRINTF(4, 5);
 
 /**
+ * dp_stop / dp_cont: stop the machine, and let it go on
+ */
+void dp_stop(DpVm *vm);
+void dp_cont(DpVm *vm);
+
+/**
+ * dp_resize: set the size of node "n0", while the load goes on
+ * @load: may be NULL
+ */
+void dp_resize(DpVm *vm, DpLoad *load, int64_t size);
+
+/**
+ * dp_unplug: unplug "d0" from its slot; dp_eject: the guest's part of it
+ */
+void dp_unplug(DpVm *vm);
+void dp_eject(DpVm *vm);
+
+/**
  * dp_deadline / dp_check_deadline: the hang guard of a loop
  */
 gint64 dp_deadline(void);
@@ -580,27 +611,35 @@ typedef enum DpRings {
 
 bool dp_has_ring(const DpMode *mode, DpRings rings);
 
-/**
- * dp_add_test: register a test, which is skipped if KVM is wanted in vain
+/*
+ * A row of a test program's table.  Either the test is given a disk "d0", which
+ * was started and which must be served as asked when the test is over, or it
+ * has @own_vm.  What is left out of the row has the default.
  */
-void dp_add_test(const char *path, const void *data,
-                 void (*fn)(const void *));
-
-/**
- * dp_add_modes: register a test for each mode, or for those with the plane
- */
-void dp_add_modes(const char *path, void (*fn)(const void *), bool plane_only,
-                  DpRings rings);
-
-/* A row of a test program's table. */
 typedef struct DpTest {
     const char *name;
-    void (*fn)(const void *mode);
+    void (*fn)(DpDisk *disk);
     DpRings rings;
+    void (*own_vm)(const DpMode *mode);     /* instead of @fn */
+    /* The disk's VM; default: dp_vm_file() of DP_IMAGE_SIZE */
+    DpVm *(*vm)(const DpMode *mode);
+    const char *null;       /* dp_vm_null() with these options */
+    const char *props;      /* more properties, starting with a comma */
+    uint64_t features;      /* to start it with; default: DP_F_ALL */
+    bool idle;              /* it was found, but not started */
+    bool ends_unserved;     /* the test leaves it reset, broken or unplugged */
 } DpTest;
 
 /**
- * dp_add_table: dp_add_modes() for each row, below the path of @group
+ * dp_add_row: register a test in one mode, below the path of @group
+ *
+ * It is skipped if KVM is wanted in vain.
+ */
+void dp_add_row(const char *group, const DpTest *test, const DpMode *mode);
+
+/**
+ * dp_add_table: dp_add_row() for each row, in each mode that has the row's
+ *               kind of ring, or in those with the plane
  */
 void dp_add_table(const char *group, const DpTest *tests, unsigned n,
                   bool plane_only);

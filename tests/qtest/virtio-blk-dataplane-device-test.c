@@ -17,7 +17,6 @@
 #include "virtio-blk-dataplane-regs.h"
 
 #define MIB (1024 * 1024)
-#define IMAGE_SIZE (4 * MIB)
 #define NULL_SIZE (64 * MIB)
 #define OK VIRTIO_BLK_S_OK
 #define IOERR VIRTIO_BLK_S_IOERR
@@ -151,10 +150,10 @@ static void check_offer(DpDisk *disk, const OfferCase *c)
  * covers: FEAT-1, FEAT-3, FEAT-6, FEAT-11, FEAT-12, FEAT-13, PLAT-1, BLKC-11,
  * BLKC-12, LIFE-2, ZONE-1, PCI-16
  */
-static void test_offer(const void *opaque)
+static void test_offer(const DpMode *mode)
 {
     for (unsigned i = 0; i < ARRAY_SIZE(offers); i++) {
-        DpVm *vm = dp_vm_null(opaque, "", offers[i].props);
+        DpVm *vm = dp_vm_null(mode, "", offers[i].props);
         DpDisk *disk = dp_disk_probe(vm, "d0", DP_SLOT);
 
         check_offer(disk, &offers[i]);
@@ -177,10 +176,8 @@ static void check_taken(DpDisk *disk, uint64_t features)
  * covers: FEAT-4, FEAT-7, PCI-17: the offer without one of its bits, one bit
  * alone, and the same again after a reset of either kind
  */
-static void test_subsets(const void *opaque)
+static void test_subsets(DpDisk *disk)
 {
-    DpVm *vm = dp_vm_null(opaque, "", "");
-    DpDisk *disk = dp_disk_probe(vm, "d0", DP_SLOT);
     uint64_t offer = dp_offer(disk) & ~QVIRTIO_F_BAD_FEATURE;
 
     for (unsigned bit = 0; bit < 64; bit++) {
@@ -192,26 +189,19 @@ static void test_subsets(const void *opaque)
     for (unsigned i = 0; i < 3; i++) {
         check_taken(disk, offer);
         check_taken(disk, F_VERSION_1);
-        qtest_system_reset(vm->qts);
+        qtest_system_reset(disk->vm->qts);
         qvirtio_pci_device_enable(disk->pci);
     }
-    dp_disk_free(disk);
-    dp_vm_quit(vm);
 }
 
 /* covers: FEAT-5, PLAT-2: a set that the device cannot work with */
-static void test_refused(const void *opaque)
+static void test_refused(DpDisk *disk)
 {
-    DpVm *vm = dp_vm_null(opaque, "", ",disable-legacy=on,iommu_platform=on");
-    DpDisk *disk = dp_disk_probe(vm, "d0", DP_SLOT);
-
     for (unsigned i = 0; i < 3; i++) {
         g_assert_false(dp_negotiate(disk, F_VERSION_1));
         g_assert_cmphex(dp_status(disk) & VIRTIO_CONFIG_S_FEATURES_OK, ==, 0);
         g_assert_true(dp_negotiate(disk, F_VERSION_1 | F_PLATFORM));
     }
-    dp_disk_free(disk);
-    dp_vm_quit(vm);
 }
 
 /*
@@ -219,11 +209,8 @@ static void test_refused(const void *opaque)
  * meaning, even if the driver accepts them.  If EVENT_IDX had, most of the
  * interrupts would not come.
  */
-static void test_not_offered(const void *opaque)
+static void test_not_offered(DpDisk *disk)
 {
-    DpVm *vm = dp_vm_file(opaque, IMAGE_SIZE,
-                          ",event_idx=off,indirect_desc=off,queue_reset=off");
-    DpDisk *disk = dp_disk_new(vm, DP_F_ALL);
     uint64_t offer = dp_offer(disk);
     uint64_t bad[] = { F_EVENT_IDX, F_PLATFORM, never_offered() & ~0x40000000 };
 
@@ -232,31 +219,21 @@ static void test_not_offered(const void *opaque)
         dp_negotiate(disk, (disk->features & offer) | bad[i]);
         go_live(disk);
         assert_works_often(disk);
-        dp_assert_mode(vm, opaque);
+        dp_assert_as_asked(disk);
     }
-    dp_disk_free(disk);
-    dp_vm_quit(vm);
 }
 
 /* covers: FEAT-10: what was offered and not accepted has no meaning either */
-static void test_not_accepted(const void *opaque)
+static void test_not_accepted(DpDisk *disk)
 {
-    DpVm *vm = dp_vm_file(opaque, IMAGE_SIZE, "");
-    DpDisk *disk = dp_disk_new(vm, DP_F_PLAIN);
-
     g_assert_cmphex(dp_offer(disk) & F_EVENT_IDX, !=, 0);
     g_assert_cmphex(disk->features & F_EVENT_IDX, ==, 0);
     assert_works_often(disk);
-    dp_disk_free(disk);
-    dp_vm_quit(vm);
 }
 
 /* covers: FEAT-8, ROBC-3: features written after FEATURES_OK */
-static void test_frozen(const void *opaque)
+static void test_frozen(DpDisk *disk)
 {
-    DpVm *vm = dp_vm_file(opaque, IMAGE_SIZE, "");
-    DpDisk *disk = dp_disk_probe(vm, "d0", DP_SLOT);
-
     for (unsigned live = 0; live < 2; live++) {
         dp_disk_init(disk, DP_F_PLAIN);
         if (live) {
@@ -267,28 +244,21 @@ static void test_frozen(const void *opaque)
         dp_accept(disk, disk->features | F_EVENT_IDX);
         qvirtio_set_driver_ok(disk->vdev);
         assert_works_often(disk);
-        dp_assert_mode(vm, opaque);
+        dp_assert_as_asked(disk);
     }
-    dp_disk_free(disk);
-    dp_vm_quit(vm);
 }
 
 /*
  * covers: FEAT-2: a modern device serves a driver without VERSION_1, as far as
  * a little-endian one can tell
  */
-static void test_no_version_1(const void *opaque)
+static void test_no_version_1(DpDisk *disk)
 {
-    DpVm *vm = dp_vm_file(opaque, IMAGE_SIZE, "");
-    DpDisk *disk = dp_disk_new(vm, DP_F_PLAIN);
-
     g_assert_true(dp_negotiate(disk, disk->features & ~F_VERSION_1));
     go_live(disk);
     assert_works_often(disk);
     dp_disk_start(disk, DP_F_ALL);
     dp_assert_works(disk);
-    dp_disk_free(disk);
-    dp_vm_quit(vm);
 }
 
 /* --- the status ------------------------------------------------------ */
@@ -328,19 +298,14 @@ static void check_status(DpDisk *disk, const StatusCase *c)
 }
 
 /* covers: STAT-14, ROBC-4, ROBC-21: and each time a reset makes it good */
-static void test_status(const void *opaque)
+static void test_status(DpDisk *disk)
 {
-    DpVm *vm = dp_vm_file(opaque, IMAGE_SIZE, "");
-    DpDisk *disk = dp_disk_probe(vm, "d0", DP_SLOT);
-
     for (unsigned i = 0; i < ARRAY_SIZE(status_cases); i++) {
         check_status(disk, &status_cases[i]);
         dp_disk_start(disk, DP_F_ALL);
         assert_works_often(disk);
-        dp_assert_mode(vm, opaque);
+        dp_assert_as_asked(disk);
     }
-    dp_disk_free(disk);
-    dp_vm_quit(vm);
 }
 
 /* --- the configuration space ----------------------------------------- */
@@ -439,10 +404,10 @@ static void check_words(DpDisk *disk, const uint8_t *want)
  * BLKC-14, BLKC-15, BLKC-16, BLKC-17, PCI-3, PCI-4, ZONE-5, ZONE-12: each byte,
  * before FEATURES_OK and behind DRIVER_OK, of devices of several kinds
  */
-static void test_layout(const void *opaque)
+static void test_layout(const DpMode *mode)
 {
     for (unsigned i = 0; i < ARRAY_SIZE(layouts); i++) {
-        DpVm *vm = dp_vm_null(opaque, layouts[i].node, layouts[i].props);
+        DpVm *vm = dp_vm_null(mode, layouts[i].node, layouts[i].props);
         DpDisk *disk = dp_disk_probe(vm, "d0", DP_SLOT);
         uint8_t want[CFG_BYTES];
 
@@ -460,10 +425,8 @@ static void test_layout(const void *opaque)
 }
 
 /* covers: ROBB-31: writes to all that cannot be written, in any width */
-static void test_read_only_fields(const void *opaque)
+static void test_read_only_fields(DpDisk *disk)
 {
-    DpVm *vm = dp_vm_file(opaque, IMAGE_SIZE, "");
-    DpDisk *disk = dp_disk_new(vm, DP_F_ALL);
     uint64_t base = disk->pci->device_cfg_offset;
     uint8_t before[CFG_BYTES];
 
@@ -483,8 +446,6 @@ static void test_read_only_fields(const void *opaque)
         }
     }
     dp_assert_works(disk);
-    dp_disk_free(disk);
-    dp_vm_quit(vm);
 }
 
 /* --- block size ------------------------------------------------------ */
@@ -493,20 +454,14 @@ static void test_read_only_fields(const void *opaque)
  * covers: BLKC-7, BLKC-8, BLKR-22: sectors stay 512 bytes; what is less than a
  * block fails and stores nothing
  */
-static void test_block_size(const void *opaque)
+static void test_block_size(DpDisk *disk)
 {
-    DpVm *vm = dp_vm_file(opaque, IMAGE_SIZE, ",logical_block_size=4096"
-                          ",physical_block_size=16384,min_io_size=16384");
-    DpDisk *disk = dp_disk_new(vm, DP_F_ALL);
-
     g_assert_cmpint(dp_rw(disk, VIRTIO_BLK_T_OUT, 8, 8192, 1), ==, OK);
     g_assert_cmpint(dp_rw(disk, VIRTIO_BLK_T_OUT, 9, 512, 2), ==, IOERR);
     g_assert_cmpint(dp_rw(disk, VIRTIO_BLK_T_OUT, 9, 4096, 3), ==, IOERR);
     g_assert_cmpint(dp_rw(disk, VIRTIO_BLK_T_OUT, 8, 512, 4), ==, IOERR);
     g_assert_cmpint(dp_rw(disk, VIRTIO_BLK_T_IN, 9, 512, 5), ==, IOERR);
     g_assert_cmpint(dp_rw(disk, VIRTIO_BLK_T_IN, 8, 8192, 1), ==, OK);
-    dp_disk_free(disk);
-    dp_vm_quit(vm);
 }
 
 /* --- the write cache ------------------------------------------------- */
@@ -529,7 +484,7 @@ typedef struct LogEntry {
 
 static DpVm *vm_logged(const DpMode *mode)
 {
-    g_autofree char *disk = dp_image("disk.img", IMAGE_SIZE);
+    g_autofree char *disk = dp_image("disk.img", DP_IMAGE_SIZE);
     g_autofree char *log = dp_image("log.img", 0);
 
     return dp_vm_start(
@@ -629,11 +584,8 @@ static const CacheCase cache_cases[] = {
  * covers: WCE-1, WCE-2, WCE-3, WCE-6, WCE-11, WCE-12, BLKC-14, BLKR-17: what
  * the store was told to make stable by the time that a request is done
  */
-static void test_stable(const void *opaque)
+static void test_stable(DpDisk *disk)
 {
-    DpVm *vm = vm_logged(opaque);
-    DpDisk *disk = dp_disk_probe(vm, "d0", DP_SLOT);
-
     for (unsigned i = 0; i < ARRAY_SIZE(cache_cases); i++) {
         const CacheCase *c = &cache_cases[i];
 
@@ -651,16 +603,11 @@ static void test_stable(const void *opaque)
         g_assert_cmpint(run_plain(disk, VIRTIO_BLK_T_FLUSH), ==, OK);
         g_assert_true(is_stable());
     }
-    dp_disk_free(disk);
-    dp_vm_quit(vm);
 }
 
 /* covers: WCE-3, WCE-8: a flush is for all that was done before, in any mode */
-static void test_flush_after(const void *opaque)
+static void test_flush_after(DpDisk *disk)
 {
-    DpVm *vm = vm_logged(opaque);
-    DpDisk *disk = dp_disk_new(vm, DP_F_ALL);
-
     for (unsigned i = 0; i < 4; i++) {
         bool writethrough = i % 2;
 
@@ -676,15 +623,11 @@ static void test_flush_after(const void *opaque)
         g_assert_cmpint(run_plain(disk, VIRTIO_BLK_T_FLUSH), ==, OK);
         g_assert_true(is_stable());
     }
-    dp_disk_free(disk);
-    dp_vm_quit(vm);
 }
 
 /* covers: WCE-5: a flush is done, although writes never end */
-static void test_flush_under_load(const void *opaque)
+static void test_flush_under_load(DpDisk *disk)
 {
-    DpVm *vm = dp_vm_file(opaque, IMAGE_SIZE, "");
-    DpDisk *disk = dp_disk_new(vm, DP_F_ALL);
     DpLoad *load = dp_load_new(disk, 8, 64);
 
     for (unsigned i = 0; i < 10; i++) {
@@ -701,8 +644,6 @@ static void test_flush_under_load(const void *opaque)
         dp_req_free(disk, req);
     }
     dp_load_finish(load);
-    dp_disk_free(disk);
-    dp_vm_quit(vm);
 }
 
 /* --- deallocation ---------------------------------------------------- */
@@ -720,10 +661,8 @@ static int64_t allocated(void)
  * covers: DWZ-11: zeroes are written where the driver does not allow
  * to deallocate
  */
-static void test_zeroes_allocated(const void *opaque)
+static void test_zeroes_allocated(DpDisk *disk)
 {
-    DpVm *vm = dp_vm_file(opaque, IMAGE_SIZE, "");
-    DpDisk *disk = dp_disk_new(vm, DP_F_ALL);
     struct virtio_blk_discard_write_zeroes seg = {
         .num_sectors = cpu_to_le32(MIB / DP_SECTOR),
     };
@@ -734,30 +673,34 @@ static void test_zeroes_allocated(const void *opaque)
     g_assert_cmpint(run_plain(disk, VIRTIO_BLK_T_FLUSH), ==, OK);
     before = allocated();
     g_assert_cmpint(before, >=, MIB / 512);
-    qtest_memwrite(vm->qts, req->data, &seg, sizeof(seg));
+    qtest_memwrite(disk->vm->qts, req->data, &seg, sizeof(seg));
     g_assert_cmpint(dp_run(disk, req), ==, OK);
     g_assert_cmpint(allocated(), >=, MIB / 512);
     dp_req_free(disk, req);
-    dp_disk_free(disk);
-    dp_vm_quit(vm);
 }
 
 int main(int argc, char **argv)
 {
     static const DpTest tests[] = {
-        { "offer", test_offer },
-        { "subsets", test_subsets },
-        { "refused", test_refused },
-        { "not-offered", test_not_offered },
-        { "not-accepted", test_not_accepted },
-        { "frozen", test_frozen },
-        { "no-version-1", test_no_version_1 },
-        { "status", test_status },
-        { "layout", test_layout },
+        { "offer", .own_vm = test_offer },
+        { "subsets", test_subsets, .null = "", .idle = true,
+          .ends_unserved = true },
+        { "refused", test_refused, .null = "",
+          .props = ",disable-legacy=on,iommu_platform=on", .idle = true,
+          .ends_unserved = true },
+        { "not-offered", test_not_offered,
+          .props = ",event_idx=off,indirect_desc=off,queue_reset=off" },
+        { "not-accepted", test_not_accepted, .features = DP_F_PLAIN },
+        { "frozen", test_frozen, .idle = true },
+        { "no-version-1", test_no_version_1, .features = DP_F_PLAIN },
+        { "status", test_status, .idle = true },
+        { "layout", .own_vm = test_layout },
         { "read-only-fields", test_read_only_fields },
-        { "block-size", test_block_size },
-        { "stable", test_stable },
-        { "flush-after", test_flush_after },
+        { "block-size", test_block_size,
+          .props = ",logical_block_size=4096,physical_block_size=16384"
+                   ",min_io_size=16384" },
+        { "stable", test_stable, .vm = vm_logged, .idle = true },
+        { "flush-after", test_flush_after, .vm = vm_logged },
         { "flush-under-load", test_flush_under_load },
         { "zeroes-allocated", test_zeroes_allocated },
     };

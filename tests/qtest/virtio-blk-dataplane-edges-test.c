@@ -17,8 +17,8 @@
 #include "virtio-blk-dataplane-common.h"
 
 #define MIB (1024 * 1024)
-#define IMAGE_SIZE (8 * MIB)
 #define MOST 1024               /* the largest queue, VIRTQUEUE_MAX_SIZE */
+#define LARGE ",queue-size=1024"
 #define PUBLISH 8               /* completions until the driver sees some */
 #define INLINE_VECTORS 18       /* that need no allocation */
 #define OK VIRTIO_BLK_S_OK
@@ -141,13 +141,11 @@ static void run_depth(DpDisk *disk, const DpMode *mode, unsigned num,
  * covers: E1, SPLIT-2, PACK-2, PACK-50, NOTIF-8: each size of a queue, and
  * nothing, one, all but one and all in flight; each time two kicks more come
  */
-static void test_depths(const void *opaque)
+static void test_depths(DpDisk *disk)
 {
     static const unsigned sizes[] = { 2, 3, 4, 8, 16, 32, 64, 128, 256, 512,
                                       1000, 1023, 1024 };
-    const DpMode *mode = opaque;
-    DpVm *vm = dp_vm_file(mode, IMAGE_SIZE, ",queue-size=1024");
-    DpDisk *disk = dp_disk_probe(vm, "d0", DP_SLOT);
+    const DpMode *mode = disk->vm->mode;
 
     for (unsigned s = 0; s < ARRAY_SIZE(sizes); s++) {
         const unsigned num = sizes[s];
@@ -161,19 +159,14 @@ static void test_depths(const void *opaque)
             run_depth(disk, mode, num, depths[d]);
         }
     }
-    dp_disk_free(disk);
-    dp_vm_quit(vm);
 }
 
 /*
  * covers: E1, NOTIF-8: a full queue whose requests come back one by one while
  * the driver goes on to offer a new one for each, always with a kick too many
  */
-static void test_full_for_long(const void *opaque)
+static void test_full_for_long(DpDisk *disk)
 {
-    const DpMode *mode = opaque;
-    DpVm *vm = dp_vm_file(mode, IMAGE_SIZE, ",queue-size=1024");
-    DpDisk *disk = dp_disk_probe(vm, "d0", DP_SLOT);
     g_autofree DpReq **req = g_new0(DpReq *, MOST);
     gint64 deadline = dp_deadline();
     unsigned done = 0;
@@ -205,9 +198,6 @@ static void test_full_for_long(const void *opaque)
         g_assert_cmpint(req[i]->status, ==, OK);
         dp_req_free(disk, req[i]);
     }
-    dp_assert_mode(vm, mode);
-    dp_disk_free(disk);
-    dp_vm_quit(vm);
 }
 
 /* --- a full queue that is parked ------------------------------------- */
@@ -215,7 +205,7 @@ static void test_full_for_long(const void *opaque)
 /* A disk "d0" whose first MOST writes fail, each once */
 static DpVm *vm_failing(const DpMode *mode)
 {
-    g_autofree char *path = dp_image("disk.img", IMAGE_SIZE);
+    g_autofree char *path = dp_image("disk.img", DP_IMAGE_SIZE);
     g_autoptr(GString) rules = g_string_new("");
 
     for (unsigned i = 0; i < MOST; i++) {
@@ -274,7 +264,7 @@ static unsigned run_stops(DpDisk *disk, const DpMode *mode, DpReq **req,
             if (mode->plane) {
                 check_parked(disk, req, num);
             }
-            dp_qmp_ok(disk->vm, NULL, "{'execute': 'cont'}");
+            dp_cont(disk->vm);
             dp_kick_always(disk);
         }
         dp_reap(disk);
@@ -309,10 +299,9 @@ static void run_parked(DpDisk *disk, const DpMode *mode, unsigned num)
 }
 
 /* covers: E1, D6, M9: a full queue is parked, and done once */
-static void test_parked(const void *opaque)
+static void test_parked(const DpMode *mode)
 {
     static const unsigned sizes[] = { 256, 512, 1024 };
-    const DpMode *mode = opaque;
 
     for (unsigned i = 0; i < ARRAY_SIZE(sizes); i++) {
         DpVm *vm = vm_failing(mode);
@@ -373,10 +362,8 @@ static void run_too_many_vectors(DpDisk *disk)
  * covers: BLKC-5, ROBB-9, ROBS-20: tables of one piece of data, of seg_max,
  * of one more, of as many entries as the queue has, and as many as there can be
  */
-static void run_tables(const DpMode *mode, unsigned num)
+static void run_tables(DpDisk *disk, unsigned num)
 {
-    DpVm *vm = dp_vm_file(mode, IMAGE_SIZE, ",queue-size=1024");
-    DpDisk *disk = dp_disk_probe(vm, "d0", DP_SLOT);
     unsigned seg_max;
 
     start_sized(disk, num);
@@ -399,17 +386,15 @@ static void run_tables(const DpMode *mode, unsigned num)
     run_too_many_vectors(disk);
     start_sized(disk, num);
     run_vectors(disk, VIRTIO_BLK_T_OUT, MOST);
-    dp_assert_mode(vm, mode);
-    dp_disk_free(disk);
-    dp_vm_quit(vm);
+    dp_assert_as_asked(disk);
 }
 
-static void test_tables(const void *opaque)
+static void test_tables(DpDisk *disk)
 {
     static const unsigned sizes[] = { 2, 16, 128, 256, 1024 };
 
     for (unsigned i = 0; i < ARRAY_SIZE(sizes); i++) {
-        run_tables(opaque, sizes[i]);
+        run_tables(disk, sizes[i]);
     }
 }
 
@@ -460,20 +445,15 @@ static void run_merge(DpDisk *disk, const DpMode *mode, const MergeCase *c,
 }
 
 /* covers: BLKR-20, M4: both ends of what is merged */
-static void test_merging(const void *opaque)
+static void test_merging(DpDisk *disk)
 {
-    const DpMode *mode = opaque;
-    DpVm *vm = dp_vm_file(mode, IMAGE_SIZE, ",queue-size=1024");
-    DpDisk *disk = dp_disk_probe(vm, "d0", DP_SLOT);
+    const DpMode *mode = disk->vm->mode;
 
     start_sized(disk, 256);
     for (unsigned i = 0; i < ARRAY_SIZE(merge_cases); i++) {
         run_merge(disk, mode, &merge_cases[i], VIRTIO_BLK_T_OUT);
         run_merge(disk, mode, &merge_cases[i], VIRTIO_BLK_T_IN);
     }
-    dp_assert_mode(vm, mode);
-    dp_disk_free(disk);
-    dp_vm_quit(vm);
 }
 
 /* --- completions ----------------------------------------------------- */
@@ -494,16 +474,14 @@ static int64_t accounted_writes(DpDisk *disk)
  * covers: NOTIF-8, M4: so many requests come back together that they
  * are published and accounted for in no, one or several full batches
  */
-static void test_publish(const void *opaque)
+static void test_publish(DpDisk *disk)
 {
     static const unsigned counts[] = {
         1, PUBLISH - 1, PUBLISH, PUBLISH + 1, 2 * PUBLISH - 1, 2 * PUBLISH,
         2 * PUBLISH + 1, 4 * PUBLISH, 4 * PUBLISH + 1,
     };
     static const uint64_t features[] = { DP_F_ALL, DP_F_INDIRECT };
-    const DpMode *mode = opaque;
-    DpVm *vm = dp_vm_file(mode, IMAGE_SIZE, "");
-    DpDisk *disk = dp_disk_probe(vm, "d0", DP_SLOT);
+    const DpMode *mode = disk->vm->mode;
 
     for (unsigned i = 0; i < 2 * ARRAY_SIZE(counts); i++) {
         unsigned n = counts[i / 2];
@@ -515,7 +493,7 @@ static void test_publish(const void *opaque)
         before = accounted_writes(disk);
         req = send_writes(disk, n, i);
         if (mode->plane) {
-            dp_wait_in_flight(vm, "d0", n);
+            dp_wait_in_flight(disk->vm, "d0", n);
         }
         dp_release(disk);
         dp_wait_all(disk);
@@ -523,9 +501,6 @@ static void test_publish(const void *opaque)
         check_writes(disk, req, n, i);
         free_writes(disk, req, n);
     }
-    dp_assert_mode(vm, mode);
-    dp_disk_free(disk);
-    dp_vm_quit(vm);
 }
 
 /* --- generations ----------------------------------------------------- */
@@ -577,21 +552,16 @@ static void run_resets(DpDisk *disk, const DpMode *mode, unsigned resets,
     free_writes(disk, req, NUM);
 }
 
-static void test_resets(const void *opaque)
+static void test_resets(DpDisk *disk)
 {
     static const unsigned counts[] = { 0, 1, 2, 3, 33 };
-    const DpMode *mode = opaque;
-    DpVm *vm = dp_vm_file(mode, IMAGE_SIZE, "");
-    DpDisk *disk = dp_disk_probe(vm, "d0", DP_SLOT);
+    const DpMode *mode = disk->vm->mode;
 
     for (unsigned i = 0; i < ARRAY_SIZE(counts); i++) {
         start_sized(disk, 16);
         run_resets(disk, mode, counts[i], false);
         run_resets(disk, mode, counts[i], true);
     }
-    dp_assert_mode(vm, mode);
-    dp_disk_free(disk);
-    dp_vm_quit(vm);
 }
 
 /*
@@ -603,7 +573,7 @@ static DpVm *vm_slow_resize(const DpMode *mode)
 {
     g_autofree char *path = dp_tmp("disk.qcow2");
 
-    g_assert_true(mkimg(path, "qcow2", IMAGE_SIZE / MIB));
+    g_assert_true(mkimg(path, "qcow2", DP_IMAGE_SIZE / MIB));
     return dp_vm_start("-object throttle-group,id=tg,x-iops-write=1 "
                        "-blockdev file,node-name=f0,filename=%s "
                        "-blockdev throttle,node-name=t0,file=f0,"
@@ -711,11 +681,11 @@ static unsigned reset_in_section(DpDisk *disk, First first, int64_t size)
 }
 
 /*
- * covers: E1, E2, M8, STAT-12: when a device is reset in somebody else's
- * drained section, no request of its driver is left behind: none goes on later,
- * and none takes room that the next driver's full queue needs
+ * covers: E1, E2, M8, STAT-12: when a device is reset in a section that another
+ * node drains, no request of its driver is left behind: none goes on later, and
+ * none takes room that the next driver's full queue needs
  */
-static void test_reset_in_section(const void *opaque)
+static void test_reset_in_section(const DpMode *mode)
 {
     enum { LEAST = 30, MOST_ROUNDS = 120 };
     bool taken = false, left = false;
@@ -726,7 +696,7 @@ static void test_reset_in_section(const void *opaque)
         g_test_skip("needs qemu-img, named by QTEST_QEMU_IMG");
         return;
     }
-    vm = vm_slow_resize(opaque);
+    vm = vm_slow_resize(mode);
     disk = dp_disk_probe(vm, "d0", DP_SLOT);
     for (unsigned i = 0; i < LEAST || (i < MOST_ROUNDS && !(taken && left));
          i++) {
@@ -741,7 +711,7 @@ static void test_reset_in_section(const void *opaque)
     g_assert_true(left);
     start_sized(disk, MOST);
     dp_assert_works(disk);
-    dp_assert_mode(vm, opaque);
+    dp_assert_mode(vm, mode);
     dp_disk_free(disk);
     dp_vm_quit(vm);
 }
@@ -749,16 +719,17 @@ static void test_reset_in_section(const void *opaque)
 int main(int argc, char **argv)
 {
     static const DpTest tests[] = {
-        { "depths", test_depths },
-        { "full-for-long", test_full_for_long },
-        { "parked", test_parked },
-        { "tables", test_tables },
-        { "merging", test_merging },
-        { "publish", test_publish },
-        { "resets", test_resets },
+        { "depths", test_depths, .props = LARGE, .idle = true },
+        { "full-for-long", test_full_for_long, .props = LARGE, .idle = true },
+        { "parked", .own_vm = test_parked },
+        { "tables", test_tables, .props = LARGE, .idle = true },
+        { "merging", test_merging, .props = LARGE, .idle = true },
+        { "publish", test_publish, .idle = true },
+        { "resets", test_resets, .idle = true },
     };
     static const DpTest plane_tests[] = {
-        { "reset-in-section", test_reset_in_section, DP_SPLIT_RING },
+        { "reset-in-section", .own_vm = test_reset_in_section,
+          .rings = DP_SPLIT_RING },
     };
 
     g_test_init(&argc, &argv, NULL);

@@ -18,8 +18,8 @@
 
 #define OK VIRTIO_BLK_S_OK
 #define IOERR VIRTIO_BLK_S_IOERR
-#define IMAGE_SIZE (8 * 1024 * 1024)
 #define PARKED 6
+#define STOPS 20
 
 /*
  * A disk on a file, of which the first @times requests of blkdebug's @iotype
@@ -28,7 +28,7 @@
 static DpVm *vm_failing(const DpMode *mode, const char *iotype, int error,
                         unsigned times, const char *policy)
 {
-    g_autofree char *path = dp_image("disk.img", IMAGE_SIZE);
+    g_autofree char *path = dp_image("disk.img", DP_IMAGE_SIZE);
     g_autoptr(GString) rules = g_string_new("");
 
     for (unsigned i = 0; i < times; i++) {
@@ -47,6 +47,27 @@ static DpVm *vm_failing(const DpMode *mode, const char *iotype, int error,
         " \"inject-error\": [%s]}}' "
         "-device virtio-blk-pci,id=d0,drive=n0,addr=%d%s%s",
         path, rules->str, DP_SLOT, policy, mode->props);
+}
+
+/* The first PARKED writes are parked */
+static DpVm *vm_parking(const DpMode *mode)
+{
+    return vm_failing(mode, "write", ENOSPC, PARKED, ",werror=stop");
+}
+
+static DpVm *vm_parking_one(const DpMode *mode)
+{
+    return vm_failing(mode, "write", ENOSPC, 1, ",werror=stop");
+}
+
+static DpVm *vm_stopping_often(const DpMode *mode)
+{
+    return vm_failing(mode, "write", ENOSPC, STOPS, ",werror=stop");
+}
+
+static DpVm *vm_reporting_one(const DpMode *mode)
+{
+    return vm_failing(mode, "write", EIO, 1, ",werror=report");
 }
 
 /* --- what an error leads to ------------------------------------------ */
@@ -127,7 +148,7 @@ static void check_outcome(DpVm *vm, DpDisk *disk, const Op *op, DpReq *req,
         g_assert_cmpstr(info.state, ==, "stopped");
         dp_reap(disk);
         g_assert_false(req->done);
-        dp_qmp_ok(vm, NULL, "{'execute': 'cont'}");
+        dp_cont(vm);
         dp_wait(disk, req);
         g_assert_cmpint(req->status, ==, OK);
     } else {
@@ -205,7 +226,7 @@ static void test_policy(const void *opaque)
  * and stop the machine.  A request that comes while the machine stops may stay
  * in the ring.
  */
-static void park_framed(DpVm *vm, DpDisk *disk, DpReq **req, unsigned framings)
+static void park_framed(DpDisk *disk, DpReq **req, unsigned framings)
 {
     for (unsigned i = 0; i < PARKED; i++) {
         req[i] = dp_req(disk, VIRTIO_BLK_T_OUT, 1000 * i, 4096);
@@ -215,12 +236,12 @@ static void park_framed(DpVm *vm, DpDisk *disk, DpReq **req, unsigned framings)
         dp_submit(disk, req[i]);
     }
     dp_kick(disk);
-    qtest_qmp_eventwait(vm->qts, "STOP");
+    qtest_qmp_eventwait(disk->vm->qts, "STOP");
 }
 
-static void park(DpVm *vm, DpDisk *disk, DpReq **req)
+static void park(DpDisk *disk, DpReq **req)
 {
-    park_framed(vm, disk, req, DP_FRAMING__MAX);
+    park_framed(disk, req, DP_FRAMING__MAX);
 }
 
 static void check_written(DpDisk *disk, DpReq **req)
@@ -235,62 +256,51 @@ static void check_written(DpDisk *disk, DpReq **req)
 }
 
 /* covers: D6, M9: many parked requests are all done, once, after cont */
-static void test_park_many(const void *opaque)
+static void test_park_many(DpDisk *disk)
 {
-    const DpMode *mode = opaque;
-    DpVm *vm = vm_failing(mode, "write", ENOSPC, PARKED, ",werror=stop");
-    DpDisk *disk = dp_disk_new(vm, DP_F_ALL);
+    DpVm *vm = disk->vm;
     DpReq *req[PARKED];
 
-    park(vm, disk, req);
-    dp_qmp_ok(vm, NULL, "{'execute': 'cont'}");
+    park(disk, req);
+    dp_cont(vm);
     check_written(disk, req);
-    dp_assert_mode(vm, mode);
-    dp_disk_free(disk);
-    dp_vm_quit(vm);
 }
 
 /* covers: D6: what fails again is parked again */
-static void test_park_again(const void *opaque)
+static void test_park_again(DpDisk *disk)
 {
-    const DpMode *mode = opaque;
-    DpVm *vm = vm_failing(mode, "write", ENOSPC, 3, ",werror=stop");
-    DpDisk *disk = dp_disk_new(vm, DP_F_ALL);
+    DpVm *vm = disk->vm;
     DpReq *req = dp_req(disk, VIRTIO_BLK_T_OUT, 8, 4096);
 
     dp_req_fill(disk, req, 3);
     dp_submit(disk, req);
     dp_kick(disk);
-    for (unsigned i = 0; i < 3; i++) {
+    for (unsigned i = 0; i < PARKED; i++) {
         qtest_qmp_eventwait(vm->qts, "STOP");
         dp_reap(disk);
         g_assert_false(req->done);
-        dp_qmp_ok(vm, NULL, "{'execute': 'cont'}");
+        dp_cont(vm);
         qtest_qmp_eventwait(vm->qts, "RESUME");
     }
     dp_wait(disk, req);
     g_assert_cmpint(req->status, ==, OK);
     g_assert_cmpint(dp_rw(disk, VIRTIO_BLK_T_IN, 8, 4096, 3), ==, OK);
     dp_req_free(disk, req);
-    dp_disk_free(disk);
-    dp_vm_quit(vm);
 }
 
 /* covers: M8, STAT-12: a reset drops parked requests, then all works */
-static void test_park_reset(const void *opaque)
+static void test_park_reset(DpDisk *disk)
 {
-    const DpMode *mode = opaque;
-    DpVm *vm = vm_failing(mode, "write", ENOSPC, PARKED, ",werror=stop");
-    DpDisk *disk = dp_disk_new(vm, DP_F_ALL);
+    DpVm *vm = disk->vm;
     DpReq *req[PARKED];
     DpInfo info;
 
-    park(vm, disk, req);
+    park(disk, req);
     dp_disk_reset(disk);
     for (unsigned i = 0; i < PARKED; i++) {
         qtest_memset(vm->qts, req[i]->page, 0x99, 256);
     }
-    dp_qmp_ok(vm, NULL, "{'execute': 'cont'}");
+    dp_cont(vm);
     dp_info(vm, "d0", &info);
     g_assert_cmpint(info.in_flight, ==, 0);
     dp_disk_start(disk, DP_F_ALL);
@@ -305,93 +315,63 @@ static void test_park_reset(const void *opaque)
         dp_req_free(disk, read);
         dp_req_free(disk, req[i]);
     }
-    dp_assert_mode(vm, mode);
-    dp_disk_free(disk);
-    dp_vm_quit(vm);
 }
 
 /*
  * covers: RST-4, RST-6, M8: the reset of a queue drops its parked requests;
  * they are not in use afterwards, so that all works
  */
-static void test_park_queue_reset(const void *opaque)
+static void test_park_queue_reset(DpDisk *disk)
 {
-    const DpMode *mode = opaque;
-    DpVm *vm = vm_failing(mode, "write", ENOSPC, PARKED, ",werror=stop");
-    DpDisk *disk = dp_disk_new(vm, DP_F_ALL);
+    DpVm *vm = disk->vm;
     DpReq *req[PARKED];
 
     /* QEMU's own path does not know them all. */
-    park_framed(vm, disk, req, DP_INDIRECT_WRITE);
+    park_framed(disk, req, DP_INDIRECT_WRITE);
     dp_queue_reset(disk);
     for (unsigned i = 0; i < PARKED; i++) {
         qtest_memset(vm->qts, req[i]->page, 0x99, 256);
     }
     dp_disk_new_ring(disk);
     dp_queue_restart(disk);
-    dp_qmp_ok(vm, NULL, "{'execute': 'cont'}");
+    dp_cont(vm);
     for (unsigned i = 0; i < PARKED; i++) {
         dp_assert_works(disk);
         g_assert_cmphex(qtest_readb(vm->qts, req[i]->status_addr), ==, 0x99);
         dp_req_free(disk, req[i]);
     }
     g_assert_false(dp_status(disk) & VIRTIO_CONFIG_S_NEEDS_RESET);
-    dp_assert_mode(vm, mode);
-    dp_disk_free(disk);
-    dp_vm_quit(vm);
 }
 
 /* covers: M6, D10: the disk goes away with requests parked */
-static void test_park_unplug(const void *opaque)
+static void test_park_unplug(DpDisk *disk)
 {
-    DpVm *vm = vm_failing(opaque, "write", ENOSPC, PARKED, ",werror=stop");
-    DpDisk *disk = dp_disk_new(vm, DP_F_ALL);
     DpReq *req[PARKED];
 
-    park(vm, disk, req);
-    dp_qmp_ok(vm, NULL, "{'execute': 'cont'}");
-    check_written(disk, req);
-    dp_disk_free(disk);
-    dp_vm_quit(vm);
-
-    vm = vm_failing(opaque, "write", ENOSPC, PARKED, ",werror=stop");
-    disk = dp_disk_new(vm, DP_F_ALL);
-    park(vm, disk, req);
-    qtest_qmp_device_del_send(vm->qts, "d0");
-    qtest_outl(vm->qts, 0xae08, 1 << DP_SLOT);
-    qtest_qmp_eventwait(vm->qts, "DEVICE_DELETED");
-    for (unsigned i = 0; i < PARKED; i++) {
-        req[i]->in_flight = false;
-        dp_req_free(disk, req[i]);
-    }
-    dp_disk_free(disk);
-    dp_vm_quit(vm);
+    park(disk, req);
+    dp_unplug(disk->vm);
+    dp_req_drop(disk, req, PARKED);
 }
 
 /* covers: D6, M5: requests parked meet drains, and a resize, while paused */
-static void test_park_drain(const void *opaque)
+static void test_park_drain(DpDisk *disk)
 {
-    DpVm *vm = vm_failing(opaque, "write", ENOSPC, PARKED, ",werror=stop");
-    DpDisk *disk = dp_disk_new(vm, DP_F_ALL);
+    DpVm *vm = disk->vm;
     DpReq *req[PARKED];
 
-    park(vm, disk, req);
+    park(disk, req);
     for (unsigned i = 0; i < 3; i++) {
-        dp_qmp_ok(vm, NULL, "{'execute': 'block_resize', 'arguments': {"
-                  " 'node-name': 'n0', 'size': %d}}", 2 * IMAGE_SIZE);
+        dp_resize(vm, NULL, 2 * DP_IMAGE_SIZE);
     }
     dp_reap(disk);
-    dp_qmp_ok(vm, NULL, "{'execute': 'cont'}");
+    dp_cont(vm);
     check_written(disk, req);
-    dp_disk_free(disk);
-    dp_vm_quit(vm);
 }
 
 /* covers: G9 in a parked request: the driver changes what it said */
-static void test_park_rewritten(const void *opaque)
+static void test_park_rewritten(DpDisk *disk)
 {
-    DpVm *vm = vm_failing(opaque, "write", ENOSPC, 1, ",werror=stop");
-    DpDisk *disk = dp_disk_new(vm, DP_F_ALL);
+    DpVm *vm = disk->vm;
     DpReq *req = dp_req(disk, VIRTIO_BLK_T_OUT, 8, 4096);
 
     dp_submit(disk, req);
@@ -400,43 +380,35 @@ static void test_park_rewritten(const void *opaque)
     /* Its own header now asks for the sector behind the end */
     qtest_writeq(vm->qts, req->page + 8, UINT64_MAX);
     req->sector = UINT64_MAX;
-    dp_qmp_ok(vm, NULL, "{'execute': 'cont'}");
+    dp_cont(vm);
     dp_wait(disk, req);
     g_assert_true(req->status == OK || req->status == IOERR);
     dp_req_free(disk, req);
     dp_assert_works(disk);
-    dp_disk_free(disk);
-    dp_vm_quit(vm);
 }
 
 /* covers: M3: a stop is announced, even right after many reports */
-static void test_event_not_lost(const void *opaque)
+static void test_event_not_lost(DpDisk *disk)
 {
-    DpVm *vm = vm_failing(opaque, "write", ENOSPC, 20, ",werror=stop");
-    DpDisk *disk = dp_disk_new(vm, DP_F_ALL);
+    DpVm *vm = disk->vm;
     DpReq *req = dp_req(disk, VIRTIO_BLK_T_OUT, 8, 4096);
 
     dp_req_fill(disk, req, 3);
     dp_submit(disk, req);
     dp_kick(disk);
-    for (unsigned i = 0; i < 20; i++) {
+    for (unsigned i = 0; i < STOPS; i++) {
         expect_event(vm, &ops[1], "stop");
         qtest_qmp_eventwait(vm->qts, "STOP");
-        dp_qmp_ok(vm, NULL, "{'execute': 'cont'}");
+        dp_cont(vm);
     }
     dp_wait(disk, req);
     g_assert_cmpint(req->status, ==, OK);
     dp_req_free(disk, req);
-    dp_disk_free(disk);
-    dp_vm_quit(vm);
 }
 
 /* covers: BLKR-11: requests that were merged share the error of their merger */
-static void test_merged(const void *opaque)
+static void test_merged(DpDisk *disk)
 {
-    const DpMode *mode = opaque;
-    DpVm *vm = vm_failing(mode, "write", EIO, 1, ",werror=report");
-    DpDisk *disk = dp_disk_new(vm, DP_F_ALL);
     DpReq *req[PARKED];
     DpInfo info;
 
@@ -450,12 +422,10 @@ static void test_merged(const void *opaque)
         g_assert_cmpint(req[i]->status, ==, IOERR);
         dp_req_free(disk, req[i]);
     }
-    dp_info(vm, "d0", &info);
+    dp_info(disk->vm, "d0", &info);
     g_assert_cmpint(info.merged, ==, PARKED - 1);
     g_assert_cmpint(info.errors, ==, PARKED);
     dp_assert_works(disk);
-    dp_disk_free(disk);
-    dp_vm_quit(vm);
 }
 
 static void add_policies(const DpMode *mode)
@@ -474,17 +444,18 @@ static void add_policies(const DpMode *mode)
 int main(int argc, char **argv)
 {
     static const DpTest tests[] = {
-        { "park-many", test_park_many },
-        { "park-again", test_park_again },
-        { "park-reset", test_park_reset },
-        { "park-unplug", test_park_unplug },
-        { "park-drain", test_park_drain },
-        { "park-rewritten", test_park_rewritten },
-        { "event-not-lost", test_event_not_lost },
-        { "merged", test_merged },
+        { "park-many", test_park_many, .vm = vm_parking },
+        { "park-again", test_park_again, .vm = vm_parking },
+        { "park-reset", test_park_reset, .vm = vm_parking },
+        { "park-unplug", test_park_unplug, .vm = vm_parking,
+          .ends_unserved = true },
+        { "park-drain", test_park_drain, .vm = vm_parking },
+        { "park-rewritten", test_park_rewritten, .vm = vm_parking_one },
+        { "event-not-lost", test_event_not_lost, .vm = vm_stopping_often },
+        { "merged", test_merged, .vm = vm_reporting_one },
     };
     static const DpTest any_path[] = {
-        { "park-queue-reset", test_park_queue_reset },
+        { "park-queue-reset", test_park_queue_reset, .vm = vm_parking },
     };
 
     g_test_init(&argc, &argv, NULL);

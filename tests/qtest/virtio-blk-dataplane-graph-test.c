@@ -171,11 +171,11 @@ static int64_t node_length(Guest *g, const char *node)
 }
 
 /* covers: E11: above nodes of a disk under load filters come and go */
-static void test_open_above(const void *opaque)
+static void test_open_above(const DpMode *mode)
 {
     Guest g = { 0 };
 
-    guest_start(&g, opaque);
+    guest_start(&g, mode);
     guest_add_disk(&g, "n0");
     for (unsigned i = 0; i < ARRAY_SIZE(filters); i++) {
         const Filter *f = &filters[i];
@@ -231,12 +231,12 @@ static void check_grown(Guest *g, unsigned parts)
  * covers: E13: a filter that is opened, and put below an image that has grown
  * meanwhile, shows all of it, and what is written through it
  */
-static void test_insert_filter(const void *opaque)
+static void test_insert_filter(const DpMode *mode)
 {
     Guest g = { 0 };
     unsigned parts = 0;
 
-    guest_start(&g, opaque);
+    guest_start(&g, mode);
     guest_add_disk(&g, "n0");
     for (unsigned i = 0; i < ARRAY_SIZE(filters); i++) {
         const Filter *f = &filters[i];
@@ -268,7 +268,7 @@ static uint64_t capacity(DpDisk *disk)
 }
 
 /* covers: E13, M5: the guest sees that what is below a filter was resized */
-static void test_resize_below(const void *opaque)
+static void test_resize_below(const DpMode *mode)
 {
     for (unsigned i = 0; i < ARRAY_SIZE(filters); i++) {
         const Filter *f = &filters[i];
@@ -278,7 +278,7 @@ static void test_resize_below(const void *opaque)
             continue;
         }
         g_test_message("%s", f->name);
-        guest_start(&g, opaque);
+        guest_start(&g, mode);
         filter_add(&g, f, "middle", "n0");
         filter_add(&g, &filters[0], "top", "middle");
         guest_add_disk(&g, "top");
@@ -362,7 +362,7 @@ static void beside_move(Guest *g)
  * covers: E11: while an export in an IOThread, which may leave it, is under
  * load, nodes are opened above its node, and go
  */
-static void test_open_beside(const void *opaque)
+static void test_open_beside(const DpMode *mode)
 {
     g_autofree char *socket = dp_tmp("nbd.sock");
     g_autofree char *f1 = dp_tmp("f1.qcow2");
@@ -377,7 +377,7 @@ static void test_open_beside(const void *opaque)
 
     g_assert_true(mkimg(f1, "qcow2", IMAGE_MB));
     g_assert_cmpint(system(create), ==, 0);
-    guest_start(&g, opaque);
+    guest_start(&g, mode);
     guest_add_disk(&g, "n0");
     dp_qmp_ok(g.vm, NULL, "{'execute': 'blockdev-add', 'arguments': {"
               " 'driver': 'null-co', 'node-name': 'busy', 'size': %" PRId64
@@ -428,14 +428,14 @@ static void wait_event(Guest *g, const char *event)
  * covers: M10: a mirror, a snapshot and its commit, of a disk on a compress
  * filter
  */
-static void test_compress_jobs(const void *opaque)
+static void test_compress_jobs(const DpMode *mode)
 {
     g_autofree char *over = dp_tmp("over.qcow2");
     Guest g = { 0 };
     uint64_t sector = 0;
 
     g_assert_true(mkimg(over, "qcow2", IMAGE_MB));
-    guest_start(&g, opaque);
+    guest_start(&g, mode);
     filter_add(&g, &filters[2], "top", "n0");
     dp_qmp_ok(g.vm, NULL, "{'execute': 'blockdev-add', 'arguments': {"
               " 'driver': 'qcow2', 'node-name': 'over', 'backing': null,"
@@ -538,16 +538,16 @@ static void run_ranges(const DpMode *mode, const char *json)
 }
 
 /* covers: M10: a guest writes zeroes and discards through blkverify */
-static void test_verify_ranges(const void *opaque)
+static void test_verify_ranges(const DpMode *mode)
 {
-    run_ranges(opaque, "'driver': 'blkverify', 'test': 'n0', 'raw': 'old'");
+    run_ranges(mode, "'driver': 'blkverify', 'test': 'n0', 'raw': 'old'");
 }
 
 /* Without "unmap" the block layer drops the guest's discards */
 #define DEBUG_NODE "'driver': 'blkdebug', 'discard': 'unmap', 'image': "
 
 /* covers: M10: the same through blkdebug, with and without alignments */
-static void test_debug_ranges(const void *opaque)
+static void test_debug_ranges(const DpMode *mode)
 {
     static const char *const options[] = {
         DEBUG_NODE "'n0'",
@@ -560,7 +560,7 @@ static void test_debug_ranges(const void *opaque)
     g_autofree char *aligned = NULL;
 
     for (unsigned i = 0; i < ARRAY_SIZE(options); i++) {
-        run_ranges(opaque, options[i]);
+        run_ranges(mode, options[i]);
     }
 
     /* A file has no alignment of discards. */
@@ -568,7 +568,7 @@ static void test_debug_ranges(const void *opaque)
     g_assert_true(mkimg(plain, "raw", IMAGE_MB));
     aligned = g_strdup_printf(DEBUG_NODE "{'driver': 'file',"
                               " 'filename': '%s'}, 'align': 4096", plain);
-    run_ranges(opaque, aligned);
+    run_ranges(mode, aligned);
 }
 
 /* --- the write cache is off -------------------------------------------- */
@@ -577,7 +577,7 @@ static void test_debug_ranges(const void *opaque)
  * covers: E16: a driver without FUA (blkdebug above qcow2) has each write
  * flushed, the first one, too: all flushes fail, so all writes do
  */
-static void test_first_flush(const void *opaque)
+static void test_first_flush(const DpMode *mode)
 {
     static const uint32_t types[] = {
         VIRTIO_BLK_T_OUT, VIRTIO_BLK_T_WRITE_ZEROES,
@@ -591,7 +591,7 @@ static void test_first_flush(const void *opaque)
         Guest g = { 0 };
         DpDisk *disk;
 
-        guest_start(&g, opaque);
+        guest_start(&g, mode);
         dp_qmp_ok(g.vm, NULL, "{'execute': 'blockdev-add', 'arguments': {"
                   " 'driver': 'blkdebug', 'node-name': 'top', 'image': 'n0',"
                   " 'inject-error': [{'event': 'none', 'iotype': 'flush',"
@@ -697,11 +697,10 @@ static void test_qed_header(void)
 }
 
 /* covers: E15: queues on two IOThreads fill a new image */
-static void test_qed_threads(const void *opaque)
+static void test_qed_threads(const DpMode *mode)
 {
     enum { QUEUES = 4, SIZE = 8 };
     g_autofree char *path = qed_image();
-    const DpMode *mode = opaque;
     DpVm *vm = dp_vm_start("-blockdev file,node-name=f0,filename=%s "
                            "-blockdev qed,node-name=n0,file=f0", path);
     DpDisk *disk, *queue[QUEUES];
@@ -768,15 +767,15 @@ int main(int argc, char **argv)
 {
     static const DpMode *const modes[] = { &dp_mode_iothread, &dp_mode_off };
     static const DpTest tests[] = {
-        { "open-above", test_open_above },
-        { "insert-filter", test_insert_filter },
-        { "resize-below", test_resize_below },
-        { "open-beside", test_open_beside },
-        { "compress-jobs", test_compress_jobs },
-        { "verify-ranges", test_verify_ranges },
-        { "debug-ranges", test_debug_ranges },
-        { "first-flush", test_first_flush },
-        { "qed-threads", test_qed_threads },
+        { "open-above", .own_vm = test_open_above },
+        { "insert-filter", .own_vm = test_insert_filter },
+        { "resize-below", .own_vm = test_resize_below },
+        { "open-beside", .own_vm = test_open_beside },
+        { "compress-jobs", .own_vm = test_compress_jobs },
+        { "verify-ranges", .own_vm = test_verify_ranges },
+        { "debug-ranges", .own_vm = test_debug_ranges },
+        { "first-flush", .own_vm = test_first_flush },
+        { "qed-threads", .own_vm = test_qed_threads },
     };
 
     g_test_init(&argc, &argv, NULL);
@@ -786,11 +785,7 @@ int main(int argc, char **argv)
     }
     for (unsigned i = 0; i < ARRAY_SIZE(tests); i++) {
         for (unsigned m = 0; m < ARRAY_SIZE(modes); m++) {
-            g_autofree char *path = g_strdup_printf(
-                "/virtio-blk-dataplane/graph/%s/%s", tests[i].name,
-                modes[m]->name);
-
-            qtest_add_data_func(path, modes[m], tests[i].fn);
+            dp_add_row("graph", &tests[i], modes[m]);
         }
     }
     qtest_add_func("/virtio-blk-dataplane/graph/qed-header", test_qed_header);

@@ -19,7 +19,6 @@
 #include "virtio-blk-dataplane-common.h"
 
 #define MIB (1024 * 1024)
-#define IMAGE_SIZE (8 * MIB)
 #define OK VIRTIO_BLK_S_OK
 #define W VRING_DESC_F_WRITE
 #define NEXT VRING_DESC_F_NEXT
@@ -900,8 +899,8 @@ static void settle(Hostile *h)
 {
     for (unsigned i = 0; i < 3; i++) {
         dp_kick_always(h->disk);
-        dp_qmp_ok(h->disk->vm, NULL, "{'execute': 'stop'}");
-        dp_qmp_ok(h->disk->vm, NULL, "{'execute': 'cont'}");
+        dp_stop(h->disk->vm);
+        dp_cont(h->disk->vm);
     }
 }
 
@@ -941,6 +940,13 @@ static void recover(Hostile *h, const DpMode *mode, Reaction reaction)
     }
 }
 
+static Hostile hostile_new(DpDisk *disk)
+{
+    return (Hostile) {
+        .qts = disk->vm->qts, .disk = disk, .req = sentinel(disk)
+    };
+}
+
 typedef struct CaseData {
     const Case *c;
     const DpMode *mode;
@@ -951,12 +957,10 @@ static void test_case(const void *opaque)
 {
     const CaseData *data = opaque;
     const Case *c = data->c;
-    DpVm *vm = dp_vm_file(data->mode, IMAGE_SIZE, "");
-    Hostile h = { .qts = vm->qts };
+    DpVm *vm = dp_vm_file(data->mode, DP_IMAGE_SIZE, "");
+    Hostile h = hostile_new(dp_disk_new(vm, DP_F_ALL));
 
     g_test_message("covers: %s", c->ids);
-    h.disk = dp_disk_new(vm, DP_F_ALL);
-    h.req = sentinel(h.disk);
     dp_disk_start(h.disk, c->features ?: DP_F_ALL);
     c->attack(&h);
     if (c->reaction == BROKEN) {
@@ -984,20 +988,16 @@ static void test_case(const void *opaque)
  * covers: ROBS-23, G10: descriptors and table change again and again, between
  * a good chain and bad ones.  Any outcome is fine that a reset ends.
  */
-static void test_racing(const void *opaque)
+static void test_racing(DpDisk *disk)
 {
-    const DpMode *mode = opaque;
-    DpVm *vm = dp_vm_file(mode, IMAGE_SIZE, "");
-    Hostile h = { .qts = vm->qts };
+    Hostile h = hostile_new(disk);
 
-    h.disk = dp_disk_new(vm, DP_F_ALL);
-    h.req = sentinel(h.disk);
     for (unsigned round = 0; round < 40; round++) {
-        dp_disk_start(h.disk, DP_F_ALL);
+        dp_disk_start(disk, DP_F_ALL);
         proper(&h);
         proper_table(&h);
         for (unsigned i = 0; i < 32; i++) {
-            dp_avail(h.disk, 0);
+            dp_avail(disk, 0);
             kick(&h);
             switch ((round + i) % 5) {
             case 0:
@@ -1018,55 +1018,45 @@ static void test_racing(const void *opaque)
             }
             proper(&h);
         }
-        dp_disk_reset(h.disk);
+        dp_disk_reset(disk);
     }
-    recover(&h, mode, ANYTHING);
-    dp_req_free(h.disk, h.req);
-    dp_disk_free(h.disk);
-    dp_vm_quit(vm);
+    recover(&h, disk->vm->mode, ANYTHING);
+    dp_req_free(disk, h.req);
 }
 
 /*
  * covers: G9, G10, ROBC-24: rings full of noise, each followed by a reset
  */
-static void test_noise(const void *opaque)
+static void test_noise(DpDisk *disk)
 {
-    const DpMode *mode = opaque;
-    DpVm *vm = dp_vm_file(mode, IMAGE_SIZE, "");
-    Hostile h = { .qts = vm->qts };
+    Hostile h = hostile_new(disk);
 
-    h.disk = dp_disk_new(vm, DP_F_ALL);
-    h.req = sentinel(h.disk);
-    h.disk->want_num = 64;
+    disk->want_num = 64;
     for (unsigned round = 0; round < 100; round++) {
-        dp_disk_start(h.disk, round % 2 ? DP_F_ALL : DP_F_PLAIN);
-        for (unsigned i = 0; i < h.disk->num; i++) {
+        dp_disk_start(disk, round % 2 ? DP_F_ALL : DP_F_PLAIN);
+        for (unsigned i = 0; i < disk->num; i++) {
             /* Mostly addresses in RAM, small lengths, likely flags */
             desc(&h, i, g_test_rand_int() % (RAM_END + MIB),
                  g_test_rand_int() % 600, g_test_rand_int() % 8,
-                 g_test_rand_int() % (h.disk->num + 1));
-            dp_avail(h.disk, g_test_rand_int() % h.disk->num);
+                 g_test_rand_int() % (disk->num + 1));
+            dp_avail(disk, g_test_rand_int() % disk->num);
         }
         kick(&h);
-        dp_status(h.disk);
-        dp_disk_reset(h.disk);
+        dp_status(disk);
+        dp_disk_reset(disk);
     }
-    dp_disk_start(h.disk, DP_F_ALL);
-    dp_assert_mode(vm, mode);
-    dp_assert_works(h.disk);
-    dp_req_free(h.disk, h.req);
-    dp_disk_free(h.disk);
-    dp_vm_quit(vm);
+    dp_disk_start(disk, DP_F_ALL);
+    dp_assert_works(disk);
+    dp_req_free(disk, h.req);
 }
 
 /*
  * covers: ROBC-7, ROBC-10, G5: queue registers written while the queue runs
  */
-static void test_registers(const void *opaque)
+static void test_registers(DpDisk *disk)
 {
     static const uint16_t sizes[] = { 0, 1, 3, 2048, 0xffff };
-    DpVm *vm = dp_vm_file(opaque, IMAGE_SIZE, "");
-    DpDisk *disk = dp_disk_new(vm, DP_F_ALL);
+    DpVm *vm = disk->vm;
     QPCIDevice *pdev = disk->pci->pdev;
 
     for (unsigned i = 0; i < ARRAY_SIZE(sizes); i++) {
@@ -1075,8 +1065,8 @@ static void test_registers(const void *opaque)
                        offsetof(struct virtio_pci_common_cfg, queue_size),
                        sizes[i]);
         dp_kick_always(disk);
-        dp_qmp_ok(vm, NULL, "{'execute': 'stop'}");
-        dp_qmp_ok(vm, NULL, "{'execute': 'cont'}");
+        dp_stop(vm);
+        dp_cont(vm);
         dp_kick_always(disk);
         dp_disk_start(disk, DP_F_ALL);
         dp_assert_works(disk);
@@ -1088,9 +1078,6 @@ static void test_registers(const void *opaque)
         dp_disk_start(disk, DP_F_ALL);
         dp_assert_works(disk);
     }
-    dp_assert_mode(vm, opaque);
-    dp_disk_free(disk);
-    dp_vm_quit(vm);
 }
 
 static void add_cases(const DpMode *mode)

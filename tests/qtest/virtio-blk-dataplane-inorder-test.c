@@ -19,6 +19,7 @@
 #define RING_NUM 8
 #define STATUS_OFFSET 64
 #define LAPS 3
+#define ZEROES ",read-zeroes=on"
 
 static const DpMode mode_off_in_order = {
     "off-in-order", ",iothread=io0,x-data-plane=off,in_order=on",
@@ -37,13 +38,10 @@ static const DpMode *const modes[] = {
     &mode_off_in_order, &mode_off_packed_in_order,
 };
 
-static DpDisk *disk_new(DpVm *vm)
+static void start_small(DpDisk *disk)
 {
-    DpDisk *disk = dp_disk_probe(vm, "d0", DP_SLOT);
-
     disk->want_num = RING_NUM;
     dp_disk_start(disk, DP_F_ALL);
-    return disk;
 }
 
 /* --- a full ring ----------------------------------------------------- */
@@ -105,15 +103,12 @@ static void run_chains(DpDisk *disk, unsigned num, unsigned n)
  * covers: G8: chains that fill the ring, from its start and from elsewhere,
  * are returned like others
  */
-static void test_full(const void *opaque)
+static void test_full(DpDisk *disk)
 {
     static const unsigned lengths[] = { RING_NUM, 4, 2 };
-    const DpMode *mode = opaque;
-    DpVm *vm = dp_vm_null(mode, ",read-zeroes=on", "");
 
     for (unsigned first = 0; first < RING_NUM; first++) {
-        DpDisk *disk = disk_new(vm);
-
+        start_small(disk);
         if (first > 1) {
             run_chains(disk, 1, first);
         }
@@ -123,10 +118,7 @@ static void test_full(const void *opaque)
             run_chains(disk, RING_NUM / n, n);
         }
         run_chains(disk, 1, 3);
-        dp_disk_reset(disk);
-        dp_disk_free(disk);
     }
-    dp_vm_quit(vm);
 }
 
 /* --- a device that broke --------------------------------------------- */
@@ -197,12 +189,9 @@ static void check_order(DpDisk *disk)
  * covers: G8, STAT-10: what was done out of its turn when the device broke has
  * no meaning after the reset
  */
-static void test_reset(const void *opaque)
+static void test_reset(DpDisk *disk)
 {
-    const DpMode *mode = opaque;
-    DpVm *vm = dp_vm_null(mode, ",read-zeroes=on", "");
-    DpDisk *disk = disk_new(vm);
-
+    start_small(disk);
     for (unsigned i = 0; i < LAPS; i++) {
         dp_hold(disk);
         break_out_of_order(disk);
@@ -212,29 +201,19 @@ static void test_reset(const void *opaque)
         check_order(disk);
         dp_disk_start(disk, DP_F_ALL);
     }
-    dp_assert_mode(vm, mode);
-    dp_disk_free(disk);
-    dp_vm_quit(vm);
 }
 
 int main(int argc, char **argv)
 {
-    static const struct {
-        const char *name;
-        void (*fn)(const void *mode);
-    } tests[] = {
-        { "full", test_full },
-        { "reset", test_reset },
+    static const DpTest tests[] = {
+        { "full", test_full, .null = ZEROES, .idle = true },
+        { "reset", test_reset, .null = ZEROES, .idle = true },
     };
 
     g_test_init(&argc, &argv, NULL);
     for (unsigned i = 0; i < ARRAY_SIZE(tests); i++) {
         for (unsigned j = 0; j < ARRAY_SIZE(modes); j++) {
-            g_autofree char *path =
-                g_strdup_printf("/virtio-blk-dataplane/in-order/%s/%s",
-                                tests[i].name, modes[j]->name);
-
-            qtest_add_data_func(path, modes[j], tests[i].fn);
+            dp_add_row("in-order", &tests[i], modes[j]);
         }
     }
     return g_test_run();

@@ -4,10 +4,10 @@
  * Plays the driver of the IOMMU, too: writes its tables by hand, and gives the
  * disk no address that is one of the guest's memory.  What the disk may reach
  * is a window of pages.  They follow each other there and run backwards in
- * memory, each beside a spare page that holds a pattern: whoever takes pages
- * that are neighbours in the window for neighbours in memory, or writes to a
- * page that the window has no more, spoils a spare page.  Whatever is longer
- * than a word lies across the end of a page.
+ * memory, each beside a spare page that holds a pattern.  Code that takes
+ * neighbours in the window for neighbours in memory, or that writes to a page
+ * which the window has no more, spoils a spare page.  All that is longer than a
+ * word lies across the end of a page.
  *
  * The ring has one request in flight at a time, and is polled.
  *
@@ -1112,7 +1112,7 @@ static void test_plug(const void *opaque)
     for (unsigned i = 0; i < 3; i++) {
         assert_works(g);
         unplug(g);
-        /* Nobody listens any more */
+        /* The disk has gone */
         invalidate(g, GLOBAL, 0, 0);
         invalidate(g, BY_PAGE, IOVA, 0);
         plug(g);

@@ -38,17 +38,25 @@ static unsigned count_lines(const char *what)
     return n;
 }
 
-static DpVm *vm_traced(const char *props)
+static DpVm *vm_traced(const DpMode *mode, const char *props)
 {
     g_autofree char *log = dp_tmp("trace.log");
-    DpVm *vm;
+    g_autofree char *more = g_strdup_printf(
+        "%s -trace memory_region_ops_write -D %s", props, log);
+    DpVm *vm = dp_vm_null(mode, "", more);
 
-    vm = dp_vm_start("-blockdev null-co,node-name=n0,size=67108864 "
-                     "-device virtio-blk-pci,id=d0,drive=n0,addr=%d%s "
-                     "-trace memory_region_ops_write -D %s",
-                     DP_SLOT, props, log);
     g_assert_true(vm->kvm);
     return vm;
+}
+
+static DpVm *vm_with_eventfds(const DpMode *mode)
+{
+    return vm_traced(mode, "");
+}
+
+static DpVm *vm_without_eventfds(const DpMode *mode)
+{
+    return vm_traced(mode, ",ioeventfd=off");
 }
 
 typedef struct Writes {
@@ -58,20 +66,20 @@ typedef struct Writes {
     int64_t kicks;
 } Writes;
 
-static void run_rounds(DpVm *vm, DpDisk *disk, Writes *writes)
+static void run_rounds(DpDisk *disk, Writes *writes)
 {
     unsigned apic = count_lines(APIC), ports = count_lines(PORTS);
     uint64_t kicks = disk->kicks, irqs = disk->irqs;
     DpInfo before, after;
 
-    dp_info(vm, "d0", &before);
+    dp_info(disk->vm, "d0", &before);
     for (unsigned i = 0; i < ROUNDS; i++) {
         DpReq *req = dp_req(disk, VIRTIO_BLK_T_IN, i, DP_SECTOR);
 
         g_assert_cmpint(dp_run(disk, req), ==, OK);
         dp_req_free(disk, req);
     }
-    dp_info(vm, "d0", &after);
+    dp_info(disk->vm, "d0", &after);
     kicks = disk->kicks - kicks;
     irqs = disk->irqs - irqs;
     g_assert_cmpuint(irqs, >=, ROUNDS);
@@ -84,44 +92,40 @@ static void run_rounds(DpVm *vm, DpDisk *disk, Writes *writes)
 }
 
 /* covers: U1, NOTIF-8: the plane's kicks and interrupts pass QEMU by */
-static void test_in_kernel(const void *opaque)
+static void test_in_kernel(DpDisk *disk)
 {
-    const DpMode *mode = opaque;
-    DpVm *vm = vm_traced(mode->props);
-    DpDisk *disk = dp_disk_new(vm, DP_F_ALL);
     Writes writes;
 
-    dp_assert_mode(vm, mode);
-    run_rounds(vm, disk, &writes);
+    dp_assert_as_asked(disk);
+    run_rounds(disk, &writes);
     g_assert_cmpuint(writes.apic, ==, 0);
     g_assert_cmpuint(writes.ports, ==, 0);
     g_assert_cmpint(writes.sent, >=, ROUNDS);
     g_assert_cmpint(writes.kicks, >, 0);
-    dp_disk_free(disk);
-    dp_vm_quit(vm);
 }
 
 /* What the test above would see if they did not: QEMU sees each of them. */
-static void test_not_in_kernel(const void *opaque)
+static void test_not_in_kernel(DpDisk *disk)
 {
-    DpVm *vm = vm_traced(",ioeventfd=off");
-    DpDisk *disk = dp_disk_new(vm, DP_F_ALL);
     Writes writes;
 
-    run_rounds(vm, disk, &writes);
+    run_rounds(disk, &writes);
     g_assert_cmpuint(writes.apic, ==, ROUNDS);
     g_assert_cmpuint(writes.ports, ==, ROUNDS);
-    dp_disk_free(disk);
-    dp_vm_quit(vm);
 }
 
 int main(int argc, char **argv)
 {
+    static const DpTest plane[] = {
+        { "in-kernel", test_in_kernel, .vm = vm_with_eventfds },
+    };
+    static const DpTest own_path = {
+        "not-in-kernel", test_not_in_kernel, .vm = vm_without_eventfds
+    };
+
     g_setenv("DP_ACCEL", "kvm", true);
     g_test_init(&argc, &argv, NULL);
-    dp_add_modes("/virtio-blk-dataplane/irqfd/in-kernel", test_in_kernel, true,
-                 DP_ANY_RING);
-    dp_add_test("/virtio-blk-dataplane/irqfd/not-in-kernel/main-loop",
-                &dp_mode_main, test_not_in_kernel);
+    dp_add_table("irqfd", plane, ARRAY_SIZE(plane), true);
+    dp_add_row("irqfd", &own_path, &dp_mode_main);
     return g_test_run();
 }

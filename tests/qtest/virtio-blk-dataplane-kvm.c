@@ -136,7 +136,7 @@ static uint32_t count_of(DpVm *vm, unsigned vector)
     return qtest_readl(vm->qts, COUNTERS + 4 * vector);
 }
 
-/* An interrupt that comes from nowhere; false if nobody took it */
+/* Sends an interrupt of our own; false if the vCPU did not take it */
 static bool interrupt(DpVm *vm, unsigned vector)
 {
     uint32_t before = count_of(vm, vector);

@@ -20,12 +20,10 @@
 #include "virtio-blk-dataplane-regs.h"
 
 #define MIB (1024 * 1024)
-#define IMAGE_SIZE (8 * MIB)
-#define CAPACITY (IMAGE_SIZE / DP_SECTOR)
 #define OK VIRTIO_BLK_S_OK
-#define PCIHP_EJECT 0xae08
 #define DEPTH 8
 #define HELD 6
+#define SLOW ",latency-ns=1000000"
 
 static void assert_state(DpVm *vm, const char *state, bool serving)
 {
@@ -44,61 +42,40 @@ static int64_t starts(DpVm *vm)
     return info.starts;
 }
 
-static void vm_stop(DpVm *vm)
-{
-    dp_qmp_ok(vm, NULL, "{'execute': 'stop'}");
-}
-
-static void vm_cont(DpVm *vm)
-{
-    dp_qmp_ok(vm, NULL, "{'execute': 'cont'}");
-}
-
 /* --- the plain life cycle -------------------------------------------- */
 
 /* covers: STAT-1, STAT-2, STAT-10, STAT-13, U1: what the user is told */
-static void test_states(const void *opaque)
+static void test_states(DpDisk *disk)
 {
-    const DpMode *mode = opaque;
-    DpVm *vm = dp_vm_file(mode, IMAGE_SIZE, "");
-    DpDisk *disk = dp_disk_probe(vm, "d0", DP_SLOT);
+    DpVm *vm = disk->vm;
 
     assert_state(vm, "stopped", false);
     for (unsigned i = 1; i <= 3; i++) {
         dp_disk_init(disk, DP_F_ALL);
         assert_state(vm, "stopped", false);
         qvirtio_set_driver_ok(disk->vdev);
-        dp_assert_mode(vm, mode);
+        dp_assert_as_asked(disk);
         g_assert_cmpint(starts(vm), ==, i);
         dp_assert_works(disk);
         dp_disk_reset(disk);
         assert_state(vm, "stopped", false);
     }
-    dp_disk_free(disk);
-    dp_vm_quit(vm);
 }
 
 /* x-data-plane=off and a device without an IOThread have no plane */
-static void test_no_plane(const void *opaque)
+static void test_no_plane(DpDisk *disk)
 {
-    const DpMode *mode = opaque;
-    DpVm *vm = dp_vm_file(mode, IMAGE_SIZE, "");
-    DpDisk *disk = dp_disk_new(vm, DP_F_ALL);
     DpInfo info;
 
     dp_assert_works(disk);
-    dp_info(vm, "d0", &info);
+    dp_info(disk->vm, "d0", &info);
     g_assert_false(info.serving);
     g_assert_cmpint(info.starts, ==, 0);
-    dp_disk_free(disk);
-    dp_vm_quit(vm);
 }
 
 /* covers: STAT-3, STAT-4, STAT-5, ROBC-6: buffers before DRIVER_OK */
-static void run_early(const DpMode *mode, bool kick)
+static void run_early(DpDisk *disk, bool kick)
 {
-    DpVm *vm = dp_vm_file(mode, IMAGE_SIZE, "");
-    DpDisk *disk = dp_disk_probe(vm, "d0", DP_SLOT);
     DpReq *req[3];
 
     dp_disk_init(disk, DP_F_ALL);
@@ -113,7 +90,7 @@ static void run_early(const DpMode *mode, bool kick)
     } else {
         g_assert_cmpuint(dp_count_used(disk), ==, 0);
         g_assert_false(dp_irq(disk));
-        assert_state(vm, "stopped", false);
+        assert_state(disk->vm, "stopped", false);
     }
     qvirtio_set_driver_ok(disk->vdev);
     dp_wait_all(disk);
@@ -123,19 +100,16 @@ static void run_early(const DpMode *mode, bool kick)
         g_assert_cmpint(dp_rw(disk, VIRTIO_BLK_T_IN, i, 512, i), ==, OK);
         dp_req_free(disk, req[i]);
     }
-    dp_assert_mode(vm, mode);
-    dp_disk_free(disk);
-    dp_vm_quit(vm);
 }
 
-static void test_early_buffers(const void *opaque)
+static void test_early_buffers(DpDisk *disk)
 {
-    run_early(opaque, false);
+    run_early(disk, false);
 }
 
-static void test_early_kick(const void *opaque)
+static void test_early_kick(DpDisk *disk)
 {
-    run_early(opaque, true);
+    run_early(disk, true);
 }
 
 /* --- reset ----------------------------------------------------------- */
@@ -145,13 +119,11 @@ static void test_early_kick(const void *opaque)
  * time another ring, other features, another queue size.  What offers packed
  * rings is driven with split ones, too, as firmware does.
  */
-static void test_reset_loop(const void *opaque)
+static void test_reset_loop(DpDisk *disk)
 {
     static const uint64_t features[] = {
         DP_F_ALL, DP_F_PLAIN, DP_F_EVENT, DP_F_SPLIT, DP_F_INDIRECT
     };
-    DpVm *vm = dp_vm_file(opaque, IMAGE_SIZE, "");
-    DpDisk *disk = dp_disk_new(vm, DP_F_ALL);
 
     for (unsigned i = 0; i < 40; i++) {
         DpLoad *load = dp_load_new(disk, DEPTH, 64);
@@ -171,9 +143,6 @@ static void test_reset_loop(const void *opaque)
         dp_load_run(load, DEPTH);
         dp_load_finish(load);
     }
-    dp_assert_mode(vm, opaque);
-    dp_disk_free(disk);
-    dp_vm_quit(vm);
 }
 
 /* Make HELD requests that stay in flight until a drain or dp_release() */
@@ -196,11 +165,10 @@ static void send_held(DpDisk *disk, DpReq **req, bool plane)
  * covers: M8, STAT-10, STAT-11, STAT-12: once status reads 0 nothing is
  * touched and nothing is signalled any more
  */
-static void test_reset_in_flight(const void *opaque)
+static void test_reset_in_flight(DpDisk *disk)
 {
-    const DpMode *mode = opaque;
-    DpVm *vm = dp_vm_file(mode, IMAGE_SIZE, "");
-    DpDisk *disk = dp_disk_new(vm, DP_F_ALL);
+    const DpMode *mode = disk->vm->mode;
+    DpVm *vm = disk->vm;
 
     for (unsigned i = 0; i < 10; i++) {
         DpReq *req[HELD];
@@ -233,8 +201,6 @@ static void test_reset_in_flight(const void *opaque)
             dp_req_free(disk, req[j]);
         }
     }
-    dp_disk_free(disk);
-    dp_vm_quit(vm);
 }
 
 #define MANY 1024
@@ -288,12 +254,8 @@ static void reset_full_queue(DpDisk *disk, DpReq **req)
  * largest queue, full of requests in flight, all of which are counted, and
  * kicked once more; finished once, and once reset
  */
-
-static void test_full_queue(const void *opaque)
+static void test_full_queue(DpDisk *disk)
 {
-    const DpMode *mode = opaque;
-    DpVm *vm = dp_vm_file(mode, IMAGE_SIZE, ",queue-size=1024");
-    DpDisk *disk = dp_disk_probe(vm, "d0", DP_SLOT);
     g_autofree DpReq **req = g_new0(DpReq *, MANY);
 
     disk->want_num = MANY;
@@ -309,7 +271,7 @@ static void test_full_queue(const void *opaque)
             dp_submit(disk, req[j]);
         }
         dp_kick(disk);
-        dp_wait_in_flight(vm, "d0", MANY);
+        dp_wait_in_flight(disk->vm, "d0", MANY);
         kick_full_queue(disk);
         if (reset) {
             reset_full_queue(disk, req);
@@ -325,16 +287,12 @@ static void test_full_queue(const void *opaque)
     dp_disk_start(disk, DP_F_ALL);
     g_assert_cmpint(dp_rw(disk, VIRTIO_BLK_T_IN, 2 * (MANY - 1), 512,
                           MANY - 1), ==, OK);
-    dp_assert_mode(vm, mode);
-    dp_disk_free(disk);
-    dp_vm_quit(vm);
 }
 
 /* covers: M8: the whole machine is reset under load */
-static void test_system_reset(const void *opaque)
+static void test_system_reset(const DpMode *mode)
 {
-    const DpMode *mode = opaque;
-    DpVm *vm = dp_vm_file(mode, IMAGE_SIZE, "");
+    DpVm *vm = dp_vm_file(mode, DP_IMAGE_SIZE, "");
 
     for (unsigned i = 0; i < 5; i++) {
         DpDisk *disk = dp_disk_new(vm, DP_F_ALL);
@@ -355,11 +313,9 @@ static void test_system_reset(const void *opaque)
  * covers: RST-1, RST-2, RST-3, RST-4, RST-5, RST-6, RST-7, RST-8, RST-10,
  * ROBC-16: the driver resets one queue
  */
-static void test_queue_reset(const void *opaque)
+static void test_queue_reset(DpDisk *disk)
 {
-    const DpMode *mode = opaque;
-    DpVm *vm = dp_vm_file(mode, IMAGE_SIZE, "");
-    DpDisk *disk = dp_disk_new(vm, DP_F_ALL);
+    const DpMode *mode = disk->vm->mode;
 
     for (unsigned i = 0; i < 6; i++) {
         bool in_flight = i % 2;
@@ -374,7 +330,7 @@ static void test_queue_reset(const void *opaque)
             dp_release(disk);
         }
         /* The memory is the driver's again */
-        qtest_memset(vm->qts, disk->ring, 0x99, disk->ring_size);
+        qtest_memset(disk->vm->qts, disk->ring, 0x99, disk->ring_size);
         disk->want_num = i % 2 ? 64 : 256;
         dp_queue_restart(disk);
         for (unsigned j = 0; in_flight && j < HELD; j++) {
@@ -383,20 +339,17 @@ static void test_queue_reset(const void *opaque)
         for (unsigned j = 0; j < 5; j++) {
             dp_assert_works(disk);
         }
-        dp_assert_mode(vm, mode);
+        dp_assert_as_asked(disk);
     }
-    dp_disk_free(disk);
-    dp_vm_quit(vm);
 }
 
 /* --- pause ----------------------------------------------------------- */
 
 /* covers: D6, SPLIT-44: stop and cont under load, and buffers while paused */
-static void test_stop_cont(const void *opaque)
+static void test_stop_cont(DpDisk *disk)
 {
-    const DpMode *mode = opaque;
-    DpVm *vm = dp_vm_file(mode, IMAGE_SIZE, "");
-    DpDisk *disk = dp_disk_new(vm, DP_F_ALL);
+    const DpMode *mode = disk->vm->mode;
+    DpVm *vm = disk->vm;
     DpLoad *load = dp_load_new(disk, DEPTH, 64);
 
     for (unsigned i = 0; i < 30; i++) {
@@ -404,22 +357,19 @@ static void test_stop_cont(const void *opaque)
 
         dp_load_run(load, DEPTH);
         dp_load_send(load);
-        vm_stop(vm);
+        dp_stop(vm);
         if (mode->plane) {
             assert_state(vm, "stopped", false);
         }
         dp_submit(disk, req);
         dp_expose(disk);
-        vm_cont(vm);
+        dp_cont(vm);
         dp_wait(disk, req);
         disk->exposed_idx = disk->avail_idx;
         g_assert_cmpint(req->status, ==, OK);
         dp_req_free(disk, req);
     }
     dp_load_finish(load);
-    dp_assert_mode(vm, mode);
-    dp_disk_free(disk);
-    dp_vm_quit(vm);
 }
 
 /*
@@ -427,10 +377,9 @@ static void test_stop_cont(const void *opaque)
  * notification must reach the driver, before or after cont, and so must those
  * that follow.
  */
-static void run_stop_race(const DpMode *mode, uint64_t features)
+static void test_stop_race(DpDisk *disk)
 {
-    DpVm *vm = dp_vm_null(mode, ",latency-ns=1000000", "");
-    DpDisk *disk = dp_disk_new(vm, features);
+    DpVm *vm = disk->vm;
 
     for (unsigned i = 0; i < 60; i++) {
         DpReq *req[12];
@@ -442,7 +391,7 @@ static void run_stop_race(const DpMode *mode, uint64_t features)
                 dp_kick(disk);
             }
         }
-        vm_stop(vm);
+        dp_stop(vm);
         /*
          * What was taken was drained, and was signalled before the stop was
          * over.  What was not may stay in the ring until cont.  (A vCPU in
@@ -452,7 +401,7 @@ static void run_stop_race(const DpMode *mode, uint64_t features)
             g_assert_true(dp_irq(disk));
             dp_reap(disk);
         }
-        vm_cont(vm);
+        dp_cont(vm);
         dp_wait_all(disk);
         for (unsigned j = 0; j < ARRAY_SIZE(req); j++) {
             g_assert_cmpint(req[j]->status, ==, OK);
@@ -462,136 +411,100 @@ static void run_stop_race(const DpMode *mode, uint64_t features)
         g_assert_cmpint(dp_run(disk, req[0]), ==, OK);
         dp_req_free(disk, req[0]);
     }
-    dp_assert_mode(vm, mode);
-    dp_disk_free(disk);
-    dp_vm_quit(vm);
-}
-
-static void test_stop_race_event_idx(const void *opaque)
-{
-    run_stop_race(opaque, DP_F_ALL);
-}
-
-static void test_stop_race_plain(const void *opaque)
-{
-    run_stop_race(opaque, DP_F_PLAIN);
 }
 
 /* covers: M7: the driver uses one of the device's four queues */
-static void test_unused_queues(const void *opaque)
+static void test_unused_queues(DpDisk *disk)
 {
-    DpVm *vm = dp_vm_file(opaque, IMAGE_SIZE, ",num-queues=4");
-    DpDisk *disk = dp_disk_new(vm, DP_F_ALL);
+    DpVm *vm = disk->vm;
     DpLoad *load = dp_load_new(disk, DEPTH, 64);
 
     for (unsigned i = 0; i < 5; i++) {
         dp_load_run(load, DEPTH);
-        vm_stop(vm);
-        vm_cont(vm);
+        dp_stop(vm);
+        dp_cont(vm);
         dp_load_run(load, DEPTH);
     }
     dp_load_finish(load);
     dp_disk_reset(disk);
     dp_disk_start(disk, DP_F_ALL);
     dp_assert_works(disk);
-    dp_disk_free(disk);
-    dp_vm_quit(vm);
 }
 
 /* --- driver unbind --------------------------------------------------- */
 
-/* covers: STAT-10, STAT-12: unbind is a reset, then no bus mastering */
-static void test_unbind(const void *opaque)
+/* @interrupt comes under load, and leaves the device reset; then all works */
+static void run_interrupted(DpDisk *disk, void (*interrupt)(DpDisk *disk))
 {
-    const DpMode *mode = opaque;
-    DpVm *vm = dp_vm_file(mode, IMAGE_SIZE, "");
-    DpDisk *disk = dp_disk_new(vm, DP_F_ALL);
-
     for (unsigned i = 0; i < 10; i++) {
         DpLoad *load = dp_load_new(disk, DEPTH, 64);
 
         dp_load_run(load, DEPTH);
         dp_load_send(load);
-        dp_disk_reset(disk);
-        dp_set_bus_master(disk, false);
-        assert_state(vm, "stopped", false);
+        interrupt(disk);
         dp_load_reset(load);
-        dp_set_bus_master(disk, true);
         dp_disk_start(disk, DP_F_ALL);
-        dp_assert_mode(vm, mode);
+        dp_assert_as_asked(disk);
         dp_load_run(load, DEPTH);
         dp_load_finish(load);
     }
-    dp_disk_free(disk);
-    dp_vm_quit(vm);
+}
+
+static void unbind(DpDisk *disk)
+{
+    dp_disk_reset(disk);
+    dp_set_bus_master(disk, false);
+    assert_state(disk->vm, "stopped", false);
+    dp_set_bus_master(disk, true);
+}
+
+/* covers: STAT-10, STAT-12: unbind is a reset, then no bus mastering */
+static void test_unbind(DpDisk *disk)
+{
+    run_interrupted(disk, unbind);
+}
+
+static void bus_master_off(DpDisk *disk)
+{
+    dp_set_bus_master(disk, false);
+    dp_set_bus_master(disk, true);
+    dp_disk_reset(disk);
 }
 
 /* covers: G11: bus mastering goes away under load, without a reset */
-static void test_bus_master_off(const void *opaque)
+static void test_bus_master_off(DpDisk *disk)
 {
-    const DpMode *mode = opaque;
-    DpVm *vm = dp_vm_file(mode, IMAGE_SIZE, "");
-    DpDisk *disk = dp_disk_new(vm, DP_F_ALL);
-
-    for (unsigned i = 0; i < 10; i++) {
-        DpLoad *load = dp_load_new(disk, DEPTH, 64);
-
-        dp_load_run(load, DEPTH);
-        dp_load_send(load);
-        dp_set_bus_master(disk, false);
-        dp_set_bus_master(disk, true);
-        dp_disk_reset(disk);
-        dp_load_reset(load);
-        dp_disk_start(disk, DP_F_ALL);
-        dp_load_run(load, DEPTH);
-        dp_load_finish(load);
-    }
-    dp_assert_mode(vm, mode);
-    dp_disk_free(disk);
-    dp_vm_quit(vm);
+    run_interrupted(disk, bus_master_off);
 }
 
 /* --- drain ----------------------------------------------------------- */
 
-static void resize(DpVm *vm, DpLoad *load, int64_t size)
-{
-    dp_qmp_ok(vm, load, "{'execute': 'block_resize', 'arguments': {"
-              " 'node-name': 'n0', 'size': %" PRId64 "}}", size);
-}
-
 /* covers: D1, D2, D3, D5: drains under load, of which resize is one */
-static void test_drain_loop(const void *opaque)
+static void test_drain_loop(DpDisk *disk)
 {
-    const DpMode *mode = opaque;
-    DpVm *vm = dp_vm_file(mode, IMAGE_SIZE, "");
-    DpDisk *disk = dp_disk_new(vm, DP_F_ALL);
     DpLoad *load = dp_load_new(disk, DEPTH, 64);
 
     for (unsigned i = 0; i < 100; i++) {
-        resize(vm, load, IMAGE_SIZE);
+        dp_resize(disk->vm, load, DP_IMAGE_SIZE);
     }
     dp_load_finish(load);
-    dp_assert_mode(vm, mode);
-    dp_disk_free(disk);
-    dp_vm_quit(vm);
 }
 
 /* covers: D1, D2: requests that are throttled are let go by a drain */
-static void test_drain_held(const void *opaque)
+static void test_drain_held(DpDisk *disk)
 {
-    const DpMode *mode = opaque;
-    DpVm *vm = dp_vm_file(mode, IMAGE_SIZE, "");
-    DpDisk *disk = dp_disk_new(vm, DP_F_ALL);
+    const DpMode *mode = disk->vm->mode;
+    DpVm *vm = disk->vm;
 
     for (unsigned i = 0; i < 10; i++) {
         DpReq *req[HELD];
 
         send_held(disk, req, mode->plane);
         if (i % 3 == 0) {
-            resize(vm, NULL, IMAGE_SIZE);
+            dp_resize(vm, NULL, DP_IMAGE_SIZE);
         } else if (i % 3 == 1) {
-            vm_stop(vm);
-            vm_cont(vm);
+            dp_stop(vm);
+            dp_cont(vm);
         } else {
             dp_release(disk);
         }
@@ -603,40 +516,32 @@ static void test_drain_held(const void *opaque)
         }
         dp_assert_works(disk);
     }
-    dp_assert_mode(vm, mode);
-    dp_disk_free(disk);
-    dp_vm_quit(vm);
 }
 
 /* covers: D5: drains between and around each step of the life cycle */
-static void test_drain_around(const void *opaque)
+static void test_drain_around(DpDisk *disk)
 {
-    const DpMode *mode = opaque;
-    DpVm *vm = dp_vm_file(mode, IMAGE_SIZE, "");
-    DpDisk *disk = dp_disk_probe(vm, "d0", DP_SLOT);
+    DpVm *vm = disk->vm;
 
     for (unsigned i = 0; i < 5; i++) {
-        resize(vm, NULL, IMAGE_SIZE);
+        dp_resize(vm, NULL, DP_IMAGE_SIZE);
         dp_disk_init(disk, DP_F_ALL);
-        resize(vm, NULL, IMAGE_SIZE);
+        dp_resize(vm, NULL, DP_IMAGE_SIZE);
         qvirtio_set_driver_ok(disk->vdev);
-        resize(vm, NULL, IMAGE_SIZE);
+        dp_resize(vm, NULL, DP_IMAGE_SIZE);
         dp_assert_works(disk);
-        vm_stop(vm);
-        resize(vm, NULL, IMAGE_SIZE);
-        vm_cont(vm);
+        dp_stop(vm);
+        dp_resize(vm, NULL, DP_IMAGE_SIZE);
+        dp_cont(vm);
         dp_assert_works(disk);
-        dp_assert_mode(vm, mode);
+        dp_assert_as_asked(disk);
         dp_disk_reset(disk);
     }
-    dp_disk_free(disk);
-    dp_vm_quit(vm);
 }
 
 /* covers: D1: limits come, change and go under load; two disks, one group */
-static void test_throttle(const void *opaque)
+static void test_throttle(const DpMode *mode)
 {
-    const DpMode *mode = opaque;
     DpVm *vm = dp_vm_start(
         "-blockdev null-co,node-name=n0,size=67108864 "
         "-blockdev null-co,node-name=n1,size=67108864 "
@@ -682,23 +587,22 @@ static void test_throttle(const void *opaque)
  * covers: M5, CFG-5, BLKC-3, BLKC-21, BLKC-22, BLKC-23, IRQ-3: the driver hears
  * of a new size, under load and while paused
  */
-static void test_resize(const void *opaque)
+static void test_resize(DpDisk *disk)
 {
-    DpVm *vm = dp_vm_file(opaque, IMAGE_SIZE, "");
-    DpDisk *disk = dp_disk_new(vm, DP_F_ALL);
+    DpVm *vm = disk->vm;
     DpLoad *load = dp_load_new(disk, DEPTH, 64);
 
     for (unsigned i = 0; i < 12; i++) {
-        int64_t size = IMAGE_SIZE + (i % 3) * MIB;
+        int64_t size = DP_IMAGE_SIZE + (i % 3) * MIB;
         bool paused = i % 4 == 3;
 
         dp_config_irq(disk);
         if (paused) {
-            vm_stop(vm);
+            dp_stop(vm);
         }
-        resize(vm, paused ? NULL : load, size);
+        dp_resize(vm, paused ? NULL : load, size);
         if (paused) {
-            vm_cont(vm);
+            dp_cont(vm);
         }
         dp_wait_config_irq(disk);
         g_assert_cmpuint(qvirtio_config_readq(disk->vdev, 0), ==,
@@ -707,13 +611,11 @@ static void test_resize(const void *opaque)
     }
     dp_load_finish(load);
 
-    resize(vm, NULL, IMAGE_SIZE);
-    g_assert_cmpint(dp_rw(disk, VIRTIO_BLK_T_OUT, CAPACITY - 1, 512, 1),
+    dp_resize(vm, NULL, DP_IMAGE_SIZE);
+    g_assert_cmpint(dp_rw(disk, VIRTIO_BLK_T_OUT, DP_CAPACITY - 1, 512, 1),
                     ==, OK);
-    g_assert_cmpint(dp_rw(disk, VIRTIO_BLK_T_OUT, CAPACITY, 512, 1),
+    g_assert_cmpint(dp_rw(disk, VIRTIO_BLK_T_OUT, DP_CAPACITY, 512, 1),
                     ==, VIRTIO_BLK_S_IOERR);
-    dp_disk_free(disk);
-    dp_vm_quit(vm);
 }
 
 /* --- notifiers that cannot be set up --------------------------------- */
@@ -753,11 +655,9 @@ static void unlimit_files(DpVm *vm, const struct rlimit *old)
  * covers: D10, the DISABLED state: the first, second, ... eventfd that start
  * needs cannot be had.  The main loop serves the disk until the next stop.
  */
-static void test_no_notifiers(const void *opaque)
+static void test_no_notifiers(DpDisk *disk)
 {
-    const DpMode *mode = opaque;
-    DpVm *vm = dp_vm_file(mode, IMAGE_SIZE, "");
-    DpDisk *disk = dp_disk_probe(vm, "d0", DP_SLOT);
+    DpVm *vm = disk->vm;
     unsigned failures = 0;
 
     for (unsigned extra = 0; extra < 8; extra++) {
@@ -785,17 +685,15 @@ static void test_no_notifiers(const void *opaque)
             assert_state(vm, "stopped", false);
             dp_disk_start(disk, DP_F_ALL);
         } else {
-            vm_stop(vm);
+            dp_stop(vm);
             assert_state(vm, "stopped", false);
-            vm_cont(vm);
+            dp_cont(vm);
         }
-        dp_assert_mode(vm, mode);
+        dp_assert_as_asked(disk);
         dp_assert_works(disk);
         dp_disk_reset(disk);
     }
     g_assert_cmpuint(failures, >=, 2);
-    dp_disk_free(disk);
-    dp_vm_quit(vm);
 }
 
 /* --- realize that fails ---------------------------------------------- */
@@ -866,22 +764,9 @@ static void plug(DpVm *vm, const DpMode *mode)
     qobject_unref(rsp);
 }
 
-static void eject(DpVm *vm)
-{
-    qtest_outl(vm->qts, PCIHP_EJECT, 1 << DP_SLOT);
-    qtest_qmp_eventwait(vm->qts, "DEVICE_DELETED");
-}
-
-static void unplug(DpVm *vm)
-{
-    qtest_qmp_device_del_send(vm->qts, "d0");
-    eject(vm);
-}
-
 /* covers: D4, D10, M6: plug, use, unplug, with load and requests in flight */
-static void test_hotplug_loop(const void *opaque)
+static void test_hotplug_loop(const DpMode *mode)
 {
-    const DpMode *mode = opaque;
     DpVm *vm = dp_vm_start("-blockdev null-co,node-name=n0,size=67108864,"
                            "read-zeroes=on");
 
@@ -898,17 +783,14 @@ static void test_hotplug_loop(const void *opaque)
         if (i % 4 == 1) {
             dp_disk_reset(disk);
         } else if (i % 4 == 2) {
-            vm_stop(vm);
-            vm_cont(vm);
+            dp_stop(vm);
+            dp_cont(vm);
         } else if (i % 4 == 3) {
             send_held(disk, req, true);
         }
-        unplug(vm);
+        dp_unplug(vm);
         if (i % 4 == 3) {
-            for (unsigned j = 0; j < HELD; j++) {
-                req[j]->in_flight = false;
-                dp_req_free(disk, req[j]);
-            }
+            dp_req_drop(disk, req, HELD);
         }
         dp_disk_free(disk);
     }
@@ -916,9 +798,8 @@ static void test_hotplug_loop(const void *opaque)
 }
 
 /* covers: M6: a guest that answers the unplug request late */
-static void test_unplug_ignored(const void *opaque)
+static void test_unplug_ignored(const DpMode *mode)
 {
-    const DpMode *mode = opaque;
     DpVm *vm = dp_vm_start("-blockdev null-co,node-name=n0,size=67108864");
     DpDisk *disk;
 
@@ -929,10 +810,10 @@ static void test_unplug_ignored(const void *opaque)
         g_assert_cmpint(dp_rw(disk, VIRTIO_BLK_T_OUT, i, 512, 1), ==, OK);
     }
     dp_assert_mode(vm, mode);
-    vm_stop(vm);
-    vm_cont(vm);
+    dp_stop(vm);
+    dp_cont(vm);
     g_assert_cmpint(dp_rw(disk, VIRTIO_BLK_T_OUT, 0, 512, 1), ==, OK);
-    eject(vm);
+    dp_eject(vm);
     dp_disk_free(disk);
 
     plug(vm, mode);
@@ -963,7 +844,7 @@ static void test_shared_iothread(void)
         dp_disk_reset(d1);
     }
     qtest_qmp_device_del_send(vm->qts, "d0");
-    eject(vm);
+    dp_eject(vm);
     dp_disk_start(d1, DP_F_ALL);
     g_assert_cmpint(dp_rw(d1, VIRTIO_BLK_T_OUT, 0, 512, 0), ==, OK);
     dp_info(vm, "d1", &info);
@@ -976,36 +857,39 @@ static void test_shared_iothread(void)
 int main(int argc, char **argv)
 {
     static const DpTest tests[] = {
-        { "states", test_states },
-        { "early-buffers", test_early_buffers },
-        { "early-kick", test_early_kick },
+        { "states", test_states, .idle = true, .ends_unserved = true },
+        { "early-buffers", test_early_buffers, .idle = true },
+        { "early-kick", test_early_kick, .idle = true },
         { "reset-loop", test_reset_loop },
         { "reset-in-flight", test_reset_in_flight },
-        { "full-queue", test_full_queue },
-        { "system-reset", test_system_reset },
+        { "full-queue", test_full_queue, .props = ",queue-size=1024",
+          .idle = true },
+        { "system-reset", .own_vm = test_system_reset },
         { "queue-reset", test_queue_reset },
         { "stop-cont", test_stop_cont },
-        { "stop-race-event-idx", test_stop_race_event_idx },
-        { "stop-race-plain", test_stop_race_plain },
-        { "unused-queues", test_unused_queues },
+        { "stop-race-event-idx", test_stop_race, .null = SLOW },
+        { "stop-race-plain", test_stop_race, .null = SLOW,
+          .features = DP_F_PLAIN },
+        { "unused-queues", test_unused_queues, .props = ",num-queues=4" },
         { "unbind", test_unbind },
         { "bus-master-off", test_bus_master_off },
         { "drain-loop", test_drain_loop },
         { "drain-held", test_drain_held },
-        { "drain-around", test_drain_around },
-        { "throttle", test_throttle },
+        { "drain-around", test_drain_around, .idle = true,
+          .ends_unserved = true },
+        { "throttle", .own_vm = test_throttle },
         { "resize", test_resize },
-        { "no-notifiers", test_no_notifiers },
-        { "hotplug-loop", test_hotplug_loop },
-        { "unplug-ignored", test_unplug_ignored },
+        { "no-notifiers", test_no_notifiers, .idle = true,
+          .ends_unserved = true },
+        { "hotplug-loop", .own_vm = test_hotplug_loop },
+        { "unplug-ignored", .own_vm = test_unplug_ignored },
     };
+    static const DpTest no_plane = { "no-plane", test_no_plane };
 
     g_test_init(&argc, &argv, NULL);
     dp_add_table("lifecycle", tests, ARRAY_SIZE(tests), true);
-    qtest_add_data_func("/virtio-blk-dataplane/lifecycle/no-plane/off",
-                        &dp_mode_off, test_no_plane);
-    qtest_add_data_func("/virtio-blk-dataplane/lifecycle/no-plane/main-loop",
-                        &dp_mode_main, test_no_plane);
+    dp_add_row("lifecycle", &no_plane, &dp_mode_off);
+    dp_add_row("lifecycle", &no_plane, &dp_mode_main);
     qtest_add_func("/virtio-blk-dataplane/lifecycle/realize-errors",
                    test_realize_errors);
     qtest_add_func("/virtio-blk-dataplane/lifecycle/shared-iothread",

@@ -125,6 +125,12 @@ static void wait_job(Guest *g, const char *id, const char *want)
     }
 }
 
+static void dismiss_job(Guest *g, const char *id)
+{
+    dp_qmp_ok(g->vm, g->load, "{'execute': 'job-dismiss',"
+              " 'arguments': {'id': %s}}", id);
+}
+
 /* Let a job that keeps its result finish; it must not have failed */
 static void finish_job(Guest *g, const char *id)
 {
@@ -143,8 +149,7 @@ static void finish_job(Guest *g, const char *id)
         }
     }
     qobject_unref(rsp);
-    dp_qmp_ok(g->vm, g->load, "{'execute': 'job-dismiss',"
-              " 'arguments': {'id': %s}}", id);
+    dismiss_job(g, id);
 }
 
 static void complete_job(Guest *g, const char *id)
@@ -153,6 +158,27 @@ static void complete_job(Guest *g, const char *id)
     dp_qmp_ok(g->vm, g->load, "{'execute': 'job-complete',"
               " 'arguments': {'id': %s}}", id);
     finish_job(g, id);
+}
+
+/* Job "j": from the disk to "other" */
+static void start_job(Guest *g, const char *command, const char *sync)
+{
+    dp_qmp_ok(g->vm, g->load, "{'execute': %s, 'arguments': {"
+              " 'job-id': 'j', 'device': 'n0', 'target': 'other',"
+              " 'sync': %s, 'auto-dismiss': false}}", command, sync);
+}
+
+/* The disk's writes go to a new image, the @i-th, from now on */
+static void snapshot(Guest *g, unsigned i, const char *node, const char *top)
+{
+    g_autofree char *name = g_strdup_printf("snap%u.qcow2", i);
+    g_autofree char *path = dp_tmp(name);
+
+    dp_qmp_ok(g->vm, g->load, "{'execute': 'blockdev-snapshot-sync',"
+              " 'arguments': {'node-name': %s, 'snapshot-file': %s,"
+              " 'snapshot-node-name': %s, 'format': 'qcow2'}}",
+              node, path, top);
+    dp_load_run(g->load, 4 * DEPTH);
 }
 
 /*
@@ -180,27 +206,23 @@ static void assert_no_target(Guest *g, const char *other, const char *node)
 }
 
 /* covers: M1, M10: backup of the disk */
-static void test_backup(const void *opaque)
+static void test_backup(const DpMode *mode)
 {
-    Guest *g = guest_qcow2(opaque);
+    Guest *g = guest_qcow2(mode);
 
     add_other(g);
-    dp_qmp_ok(g->vm, g->load, "{'execute': 'blockdev-backup', 'arguments': {"
-              " 'job-id': 'j', 'device': 'n0', 'target': 'other',"
-              " 'sync': 'full', 'auto-dismiss': false}}");
+    start_job(g, "blockdev-backup", "full");
     finish_job(g, "j");
     guest_finish(g);
 }
 
 /* covers: M1, M10: mirror to a new node, which takes the disk's place */
-static void test_mirror(const void *opaque)
+static void test_mirror(const DpMode *mode)
 {
-    Guest *g = guest_qcow2(opaque);
+    Guest *g = guest_qcow2(mode);
 
     add_other(g);
-    dp_qmp_ok(g->vm, g->load, "{'execute': 'blockdev-mirror', 'arguments': {"
-              " 'job-id': 'j', 'device': 'n0', 'target': 'other',"
-              " 'sync': 'full', 'auto-dismiss': false}}");
+    start_job(g, "blockdev-mirror", "full");
     complete_job(g, "j");
     dp_qmp_ok(g->vm, g->load, "{'execute': 'blockdev-del',"
               " 'arguments': {'node-name': 'n0'}}");
@@ -215,16 +237,13 @@ static void test_mirror(const void *opaque)
 }
 
 /* covers: M10: a mirror that is given up leaves the disk as it was */
-static void test_mirror_cancel(const void *opaque)
+static void test_mirror_cancel(const DpMode *mode)
 {
-    Guest *g = guest_qcow2(opaque);
+    Guest *g = guest_qcow2(mode);
 
     add_other(g);
     for (unsigned i = 0; i < 3; i++) {
-        dp_qmp_ok(g->vm, g->load, "{'execute': 'blockdev-mirror',"
-                  " 'arguments': {"
-                  " 'job-id': 'j', 'device': 'n0', 'target': 'other',"
-                  " 'sync': 'full', 'auto-dismiss': false}}");
+        start_job(g, "blockdev-mirror", "full");
         wait_job(g, "j", "ready");
         dp_qmp_ok(g->vm, g->load, "{'execute': 'block-job-cancel',"
                   " 'arguments': {'device': 'j'}}");
@@ -237,21 +256,15 @@ static void test_mirror_cancel(const void *opaque)
  * covers: M10: external snapshot, then stream of the old image into the new,
  * again and again
  */
-static void test_snapshot_stream(const void *opaque)
+static void test_snapshot_stream(const DpMode *mode)
 {
-    Guest *g = guest_qcow2(opaque);
+    Guest *g = guest_qcow2(mode);
     const char *top = "n0";
 
     for (unsigned i = 0; i < 3; i++) {
-        g_autofree char *name = g_strdup_printf("snap%u.qcow2", i);
-        g_autofree char *path = dp_tmp(name);
         const char *node = i == 0 ? "s0" : i == 1 ? "s1" : "s2";
 
-        dp_qmp_ok(g->vm, g->load, "{'execute': 'blockdev-snapshot-sync',"
-                  " 'arguments': {'node-name': %s, 'snapshot-file': %s,"
-                  " 'snapshot-node-name': %s, 'format': 'qcow2'}}",
-                  top, path, node);
-        dp_load_run(g->load, 4 * DEPTH);
+        snapshot(g, i, top, node);
         dp_qmp_ok(g->vm, g->load, "{'execute': 'block-stream', 'arguments': {"
                   " 'job-id': 'j', 'device': %s,"
                   " 'auto-dismiss': false}}", node);
@@ -262,18 +275,12 @@ static void test_snapshot_stream(const void *opaque)
 }
 
 /* covers: M10: external snapshot, then commit of the active image */
-static void test_snapshot_commit(const void *opaque)
+static void test_snapshot_commit(const DpMode *mode)
 {
-    Guest *g = guest_qcow2(opaque);
+    Guest *g = guest_qcow2(mode);
 
     for (unsigned i = 0; i < 3; i++) {
-        g_autofree char *name = g_strdup_printf("snap%u.qcow2", i);
-        g_autofree char *path = dp_tmp(name);
-
-        dp_qmp_ok(g->vm, g->load, "{'execute': 'blockdev-snapshot-sync',"
-                  " 'arguments': {'node-name': 'n0', 'snapshot-file': %s,"
-                  " 'snapshot-node-name': 'snap', 'format': 'qcow2'}}", path);
-        dp_load_run(g->load, 4 * DEPTH);
+        snapshot(g, i, "n0", "snap");
         dp_qmp_ok(g->vm, g->load, "{'execute': 'block-commit', 'arguments': {"
                   " 'job-id': 'j', 'device': 'snap',"
                   " 'auto-dismiss': false}}");
@@ -283,9 +290,9 @@ static void test_snapshot_commit(const void *opaque)
 }
 
 /* covers: M2, M10: internal snapshots, made and deleted */
-static void test_internal_snapshot(const void *opaque)
+static void test_internal_snapshot(const DpMode *mode)
 {
-    Guest *g = guest_drive(opaque);
+    Guest *g = guest_drive(mode);
 
     for (unsigned i = 0; i < 5; i++) {
         dp_qmp_ok(g->vm, g->load,
@@ -299,20 +306,24 @@ static void test_internal_snapshot(const void *opaque)
     guest_finish(g);
 }
 
-/* covers: M10: the node below is replaced by one on top of it, and back */
-static void test_replace(const void *opaque)
+static void set_drive(Guest *g, const char *node)
 {
-    Guest *g = guest_qcow2(opaque);
+    dp_qmp_ok(g->vm, g->load, "{'execute': 'qom-set', 'arguments': {"
+              " 'path': 'd0', 'property': 'drive', 'value': %s}}", node);
+}
+
+/* covers: M10: the node below is replaced by one on top of it, and back */
+static void test_replace(const DpMode *mode)
+{
+    Guest *g = guest_qcow2(mode);
 
     for (unsigned i = 0; i < 5; i++) {
         dp_qmp_ok(g->vm, g->load, "{'execute': 'blockdev-add', 'arguments': {"
                   " 'driver': 'raw', 'node-name': 'top',"
                   " 'file': 'n0'}}");
-        dp_qmp_ok(g->vm, g->load, "{'execute': 'qom-set', 'arguments': {"
-                  " 'path': 'd0', 'property': 'drive', 'value': 'top'}}");
+        set_drive(g, "top");
         dp_load_run(g->load, 2 * DEPTH);
-        dp_qmp_ok(g->vm, g->load, "{'execute': 'qom-set', 'arguments': {"
-                  " 'path': 'd0', 'property': 'drive', 'value': 'n0'}}");
+        set_drive(g, "n0");
         dp_qmp_ok(g->vm, g->load, "{'execute': 'blockdev-del',"
                   " 'arguments': {'node-name': 'top'}}");
     }
@@ -320,22 +331,20 @@ static void test_replace(const void *opaque)
 }
 
 /* covers: M5: resize of a qcow2 disk, up and down */
-static void test_resize(const void *opaque)
+static void test_resize(const DpMode *mode)
 {
-    Guest *g = guest_qcow2(opaque);
+    Guest *g = guest_qcow2(mode);
 
     for (unsigned i = 0; i < 10; i++) {
-        dp_qmp_ok(g->vm, g->load, "{'execute': 'block_resize', 'arguments': {"
-                  " 'node-name': 'n0', 'size': %" PRId64 "}}",
-                  (int64_t)(IMAGE_MB + i % 4) * MIB);
+        dp_resize(g->vm, g->load, (int64_t)(IMAGE_MB + i % 4) * MIB);
     }
     guest_finish(g);
 }
 
 /* covers: M10, D3: the node is reopened with other options */
-static void test_reopen(const void *opaque)
+static void test_reopen(const DpMode *mode)
 {
-    Guest *g = guest_qcow2(opaque);
+    Guest *g = guest_qcow2(mode);
 
     for (unsigned i = 0; i < 10; i++) {
         dp_qmp_ok(g->vm, g->load, "{'execute': 'blockdev-reopen',"
@@ -350,11 +359,11 @@ static void test_reopen(const void *opaque)
 /* --- what stock refuses, and what the plane does ---------------------- */
 
 /* Eject and change of a medium that is not removable: stock's errors */
-static void test_refused(const void *opaque)
+static void test_refused(const DpMode *mode)
 {
     static const char *const id = "/machine/peripheral/d0/virtio-backend";
     g_autofree char *path = NULL;
-    Guest *g = guest_drive(opaque);
+    Guest *g = guest_drive(mode);
 
     path = dp_image("medium.img", MIB);
     dp_qmp_error(g->vm, g->load, "is not removable",
@@ -370,9 +379,9 @@ static void test_refused(const void *opaque)
 }
 
 /* covers: U1: a target that is in use by the plane is refused, by name */
-static void test_blocked_target(const void *opaque)
+static void test_blocked_target(const DpMode *mode)
 {
-    Guest *g = guest_qcow2(opaque);
+    Guest *g = guest_qcow2(mode);
 
     add_other(g);
     assert_no_target(g, "other", "n0");
@@ -385,17 +394,15 @@ static void cancel_job(Guest *g, const char *id)
     dp_qmp_ok(g->vm, g->load, "{'execute': 'job-cancel',"
               " 'arguments': {'id': %s}}", id);
     wait_job(g, id, "concluded");
-    dp_qmp_ok(g->vm, g->load, "{'execute': 'job-dismiss',"
-              " 'arguments': {'id': %s}}", id);
+    dismiss_job(g, id);
 }
 
 /*
  * covers: E3: a disk with share-rw=on may be a backup's target, as on QEMU's
  * own path; a mirror does not share its target with anybody
  */
-static void test_shared_target(const void *opaque)
+static void test_shared_target(const DpMode *mode)
 {
-    const DpMode *mode = opaque;
     g_autofree char *path = dp_image("disk.img", IMAGE_MB * MIB);
     Guest *g;
 
@@ -427,9 +434,8 @@ static void test_shared_target(const void *opaque)
  * covers: E3: a disk is plugged on a node that a job uses.  It writes below the
  * job's filter, so that the job cannot end in the target, on either path.
  */
-static void test_plug_on_job(const void *opaque)
+static void test_plug_on_job(const DpMode *mode)
 {
-    const DpMode *mode = opaque;
     g_autofree char *path = dp_image("disk.img", IMAGE_MB * MIB);
     g_autofree char *other = dp_image("other.img", IMAGE_MB * MIB);
     g_autofree char *out = NULL;
@@ -459,9 +465,9 @@ static void test_plug_on_job(const void *opaque)
 }
 
 /* covers: M6: drive_del takes the disk away under load; errors, no crash */
-static void test_drive_del(const void *opaque)
+static void test_drive_del(const DpMode *mode)
 {
-    Guest *g = guest_drive(opaque);
+    Guest *g = guest_drive(mode);
     g_autofree char *out = NULL;
     DpReq *req;
 
@@ -517,9 +523,9 @@ static void check_counters_at_rest(Guest *g)
 }
 
 /* covers: M4: statistics and block info are read under load */
-static void test_queries(const void *opaque)
+static void test_queries(const DpMode *mode)
 {
-    Guest *g = guest_qcow2(opaque);
+    Guest *g = guest_qcow2(mode);
     DpInfo then, now;
 
     dp_qmp_ok(g->vm, g->load, "{'execute': 'block-latency-histogram-set',"
@@ -540,18 +546,16 @@ static void test_queries(const void *opaque)
 }
 
 /* covers: D3, M10: the operations run into pause, cont and reset */
-static void test_job_across_reset(const void *opaque)
+static void test_job_across_reset(const DpMode *mode)
 {
-    Guest *g = guest_qcow2(opaque);
+    Guest *g = guest_qcow2(mode);
 
     add_other(g);
-    dp_qmp_ok(g->vm, g->load, "{'execute': 'blockdev-mirror', 'arguments': {"
-              " 'job-id': 'j', 'device': 'n0', 'target': 'other',"
-              " 'sync': 'full', 'auto-dismiss': false}}");
+    start_job(g, "blockdev-mirror", "full");
     for (unsigned i = 0; i < 5; i++) {
         dp_load_send(g->load);
-        dp_qmp_ok(g->vm, NULL, "{'execute': 'stop'}");
-        dp_qmp_ok(g->vm, NULL, "{'execute': 'cont'}");
+        dp_stop(g->vm);
+        dp_cont(g->vm);
         dp_load_run(g->load, DEPTH);
         dp_load_send(g->load);
         dp_disk_reset(g->disk);
@@ -568,16 +572,13 @@ static void test_job_across_reset(const void *opaque)
  * whatever moment: what it still has to do in the main loop comes before the
  * nodes move, or not at all
  */
-static void test_mirror_ends_in_reset(const void *opaque)
+static void test_mirror_ends_in_reset(const DpMode *mode)
 {
-    Guest *g = guest_qcow2(opaque);
+    Guest *g = guest_qcow2(mode);
 
     add_other(g);
     for (unsigned i = 0; i < 40; i++) {
-        dp_qmp_ok(g->vm, g->load, "{'execute': 'blockdev-mirror',"
-                  " 'arguments': {"
-                  " 'job-id': 'j', 'device': 'n0', 'target': 'other',"
-                  " 'sync': 'none', 'auto-dismiss': false}}");
+        start_job(g, "blockdev-mirror", "none");
         wait_job(g, "j", "ready");
         dp_load_send(g->load);
         dp_qmp_ok(g->vm, NULL, "{'execute': 'block-job-cancel',"
@@ -586,8 +587,7 @@ static void test_mirror_ends_in_reset(const void *opaque)
         dp_load_reset(g->load);
         dp_disk_start(g->disk, DP_F_ALL);
         wait_job(g, "j", "concluded");
-        dp_qmp_ok(g->vm, g->load, "{'execute': 'job-dismiss',"
-                  " 'arguments': {'id': 'j'}}");
+        dismiss_job(g, "j");
     }
     guest_finish(g);
 }
@@ -600,22 +600,25 @@ static void test_skip(void)
 int main(int argc, char **argv)
 {
     static const DpTest tests[] = {
-        { "backup", test_backup },
-        { "mirror", test_mirror },
-        { "mirror-cancel", test_mirror_cancel },
-        { "snapshot-stream", test_snapshot_stream },
-        { "snapshot-commit", test_snapshot_commit },
-        { "internal-snapshot", test_internal_snapshot },
-        { "replace", test_replace },
-        { "resize", test_resize },
-        { "reopen", test_reopen },
-        { "refused", test_refused },
-        { "blocked-target", test_blocked_target },
-        { "shared-target", test_shared_target },
-        { "plug-on-job", test_plug_on_job },
-        { "drive-del", test_drive_del },
-        { "queries", test_queries },
-        { "job-across-reset", test_job_across_reset },
+        { "backup", .own_vm = test_backup },
+        { "mirror", .own_vm = test_mirror },
+        { "mirror-cancel", .own_vm = test_mirror_cancel },
+        { "snapshot-stream", .own_vm = test_snapshot_stream },
+        { "snapshot-commit", .own_vm = test_snapshot_commit },
+        { "internal-snapshot", .own_vm = test_internal_snapshot },
+        { "replace", .own_vm = test_replace },
+        { "resize", .own_vm = test_resize },
+        { "reopen", .own_vm = test_reopen },
+        { "refused", .own_vm = test_refused },
+        { "blocked-target", .own_vm = test_blocked_target },
+        { "shared-target", .own_vm = test_shared_target },
+        { "plug-on-job", .own_vm = test_plug_on_job },
+        { "drive-del", .own_vm = test_drive_del },
+        { "queries", .own_vm = test_queries },
+        { "job-across-reset", .own_vm = test_job_across_reset },
+    };
+    static const DpTest any_path[] = {
+        { "mirror-ends-in-reset", .own_vm = test_mirror_ends_in_reset },
     };
 
     g_test_init(&argc, &argv, NULL);
@@ -624,7 +627,6 @@ int main(int argc, char **argv)
         return g_test_run();
     }
     dp_add_table("manage", tests, ARRAY_SIZE(tests), true);
-    dp_add_modes("/virtio-blk-dataplane/manage/mirror-ends-in-reset",
-                 test_mirror_ends_in_reset, false, DP_ANY_RING);
+    dp_add_table("manage", any_path, ARRAY_SIZE(any_path), false);
     return g_test_run();
 }

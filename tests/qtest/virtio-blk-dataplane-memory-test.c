@@ -1,9 +1,9 @@
 /*
  * The data plane and guest memory: dirty logging, plug and unplug
  *
- * A migration is kept from its end until all memory has been sent; then the
- * device writes to pages that nobody else writes to any more.  If one of them
- * is not marked dirty, the destination has its old content.
+ * A migration is kept from its end until all memory has been sent.  Then the
+ * device alone writes to some pages.  If one of them is not marked dirty, the
+ * destination has its old content.
  *
  * A DIMM is plugged and unplugged through the i440FX machine's registers, as
  * the guest's ACPI code does it, while the plane runs.
@@ -94,7 +94,7 @@ static void migration_end(Migration *m)
     }
 }
 
-/* The used ring gets pages of its own: nobody but the device writes there */
+/* The used ring gets pages of its own: the device alone writes there */
 static DpDisk *disk_with_lone_used_ring(DpVm *vm)
 {
     DpDisk *disk = dp_disk_probe(vm, "d0", DP_SLOT);
@@ -119,9 +119,8 @@ static void compare_bytes(Migration *m, uint64_t addr, size_t size)
 }
 
 /* covers: M9: data, status and used ring are marked dirty */
-static void test_dirty(const void *opaque)
+static void test_dirty(const DpMode *mode)
 {
-    const DpMode *mode = opaque;
     g_autofree char *path = dp_tmp("socket");
     g_autofree char *uri = g_strdup_printf("unix:%s", path);
     g_autofree char *incoming = g_strdup_printf(",id=d0,addr=%d%s", DP_SLOT,
@@ -213,7 +212,7 @@ static unsigned count_ram_blocks(DpVm *vm)
     return n;
 }
 
-/* A backend's memory goes as soon as nobody refers to it, after RCU */
+/* A backend's memory goes after RCU, with the last reference to it */
 static void wait_for_ram_blocks(DpVm *vm, unsigned n)
 {
     gint64 deadline = dp_deadline();
@@ -231,10 +230,9 @@ static uint8_t read_to(DpDisk *disk, DpReq *req, uint64_t addr)
 }
 
 /* covers: G11: memory that comes is used, memory that went is refused */
-static void test_dimm(const void *opaque)
+static void test_dimm(DpDisk *disk)
 {
-    DpVm *vm = vm_with_slots(opaque);
-    DpDisk *disk = dp_disk_new(vm, DP_F_ALL);
+    DpVm *vm = disk->vm;
     unsigned blocks = count_ram_blocks(vm);
 
     for (unsigned i = 0; i < 5; i++) {
@@ -248,7 +246,7 @@ static void test_dimm(const void *opaque)
         unplug_dimm(vm, "dimm0");
         /* An idle plane lets go of it, too */
         wait_for_ram_blocks(vm, blocks);
-        dp_assert_mode(vm, opaque);
+        dp_assert_as_asked(disk);
 
         dp_submit(disk, req);
         dp_kick(disk);
@@ -257,15 +255,12 @@ static void test_dimm(const void *opaque)
         dp_disk_start(disk, DP_F_ALL);
         dp_req_free(disk, req);
     }
-    dp_disk_free(disk);
-    dp_vm_quit(vm);
 }
 
 /* covers: G11: a request outlives the DIMM that it writes to */
-static void test_dimm_in_flight(const void *opaque)
+static void test_dimm_in_flight(DpDisk *disk)
 {
-    DpVm *vm = vm_with_slots(opaque);
-    DpDisk *disk = dp_disk_new(vm, DP_F_ALL);
+    DpVm *vm = disk->vm;
     DpReq *req = dp_req(disk, VIRTIO_BLK_T_IN, 0, DATA_BYTES);
     unsigned blocks = count_ram_blocks(vm);
     uint64_t own = req->data;
@@ -278,7 +273,7 @@ static void test_dimm_in_flight(const void *opaque)
     dp_wait_in_flight(vm, "d0", 1);
     unplug_dimm(vm, "dimm0");
 
-    /* When this one has gone, so had the other if nobody referred to it */
+    /* When this one has gone, the other would have, without a reference */
     plug_dimm(vm, "dimm1");
     unplug_dimm(vm, "dimm1");
     wait_for_ram_blocks(vm, blocks + 1);
@@ -287,20 +282,17 @@ static void test_dimm_in_flight(const void *opaque)
     dp_release(disk);
     dp_wait(disk, req);
     g_assert_cmpint(req->status, ==, VIRTIO_BLK_S_OK);
-    dp_assert_mode(vm, opaque);
+    dp_assert_as_asked(disk);
     wait_for_ram_blocks(vm, blocks);
 
     req->data = own;
     dp_req_free(disk, req);
-    dp_disk_free(disk);
-    dp_vm_quit(vm);
 }
 
 /* covers: G11, ROBS-22: the DIMM that holds the ring goes away */
-static void test_dimm_ring(const void *opaque)
+static void test_dimm_ring(DpDisk *disk)
 {
-    DpVm *vm = vm_with_slots(opaque);
-    DpDisk *disk = dp_disk_probe(vm, "d0", DP_SLOT);
+    DpVm *vm = disk->vm;
     unsigned blocks = count_ram_blocks(vm);
     DpReq *req;
 
@@ -322,19 +314,19 @@ static void test_dimm_ring(const void *opaque)
     dp_disk_start(disk, DP_F_ALL);
     g_assert_cmpint(dp_run(disk, req), ==, VIRTIO_BLK_S_OK);
     dp_req_free(disk, req);
-    dp_disk_free(disk);
-    dp_vm_quit(vm);
 }
 
 int main(int argc, char **argv)
 {
     static const DpTest any_path[] = {
-        { "dirty", test_dirty, DP_SPLIT_RING },
+        { "dirty", .own_vm = test_dirty, .rings = DP_SPLIT_RING },
     };
     static const DpTest plane[] = {
-        { "dimm", test_dimm, DP_SPLIT_RING },
-        { "dimm-in-flight", test_dimm_in_flight, DP_SPLIT_RING },
-        { "dimm-ring", test_dimm_ring, DP_SPLIT_RING },
+        { "dimm", test_dimm, DP_SPLIT_RING, .vm = vm_with_slots },
+        { "dimm-in-flight", test_dimm_in_flight, DP_SPLIT_RING,
+          .vm = vm_with_slots },
+        { "dimm-ring", test_dimm_ring, DP_SPLIT_RING, .vm = vm_with_slots,
+          .idle = true },
     };
 
     g_test_init(&argc, &argv, NULL);

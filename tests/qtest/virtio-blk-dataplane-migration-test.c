@@ -544,8 +544,8 @@ static void fail_queue_size(Guest *g, const DpMode *mode)
 }
 
 /*
- * The source has sent all, into a file, and is done.  Nobody can load that,
- * so the user lets the source go on.
+ * The source has sent all, into a file, and is done.  No QEMU loads that, so
+ * the user lets the source go on.
  */
 static void fail_after_all_was_sent(Guest *g, const DpMode *mode)
 {
@@ -565,7 +565,7 @@ static void fail_after_all_was_sent(Guest *g, const DpMode *mode)
     vm_discard(to);
 
     g_assert_false(is_running(g->vm));
-    dp_qmp_ok(g->vm, NULL, "{'execute': 'cont'}");
+    dp_cont(g->vm);
     go_on_at_source(g, late);
 }
 
@@ -670,7 +670,7 @@ static void park(Guest *g, DpReq **req, const DpMode *mode)
 /* What was parked completes, once, where it is */
 static void unpark(Guest *g, DpReq **req)
 {
-    dp_qmp_ok(g->vm, NULL, "{'execute': 'cont'}");
+    dp_cont(g->vm);
     dp_wait_all(g->disk);
     for (unsigned i = 0; i < PARKED; i++) {
         g_assert_cmpint(req[i]->status, ==, OK);
@@ -730,7 +730,7 @@ static void test_parked(const void *opaque)
 
     park(g, req, c->here);
     hop_stopped(g, c->there, PRECOPY, rules);
-    dp_qmp_ok(g->vm, NULL, "{'execute': 'cont'}");
+    dp_cont(g->vm);
     wait_parked(g->vm, g->disk, req);
     hop_stopped(g, c->here, TO_FILE, NULL);
     unpark(g, req);
@@ -880,7 +880,7 @@ static void run_arrived(Guest *g, DpVm *vm, const DpMode *mode, DpReq *req,
 
     g->vm->qts = vm->qts;
     g->vm->bus->qts = vm->qts;
-    dp_qmp_ok(g->vm, NULL, "{'execute': 'cont'}");
+    dp_cont(g->vm);
     while (broken &&
            !(dp_status(g->disk) & VIRTIO_CONFIG_S_NEEDS_RESET)) {
         dp_check_deadline(deadline, "DEVICE_NEEDS_RESET");
@@ -898,9 +898,8 @@ static void run_arrived(Guest *g, DpVm *vm, const DpMode *mode, DpReq *req,
  * covers: M9, M11: the number of descriptors of a parked request is not what it
  * was.  No process dies of that, and the guest goes on where it can.
  */
-static void test_wire_sizes(const void *opaque)
+static void test_wire_sizes(const DpMode *mode)
 {
-    const DpMode *mode = opaque;
     g_autofree char *props = parked_props("");
     g_autofree char *path = dp_tmp("stream");
     g_autofree char *stream = NULL;
@@ -991,7 +990,7 @@ static void test_snapshot_elsewhere(const void *opaque)
     qtest_quit(g->vm->qts);
     vm_adopt(g->vm, vm_on_image(c->there, "qcow2", NULL, " -S"));
     snapshot(g->vm, "snapshot-load");
-    dp_qmp_ok(g->vm, NULL, "{'execute': 'cont'}");
+    dp_cont(g->vm);
     check_late(g, late);
     guest_finish(g, c->there);
 }
@@ -1000,9 +999,8 @@ static void test_snapshot_elsewhere(const void *opaque)
  * covers: M9, M8: loadvm in a process whose driver is at work in another ring.
  * What it has in flight belongs to a past that never was.
  */
-static void test_snapshot_rewind(const void *opaque)
+static void test_snapshot_rewind(const DpMode *mode)
 {
-    const DpMode *mode = opaque;
     Guest *g = guest_start_qcow2(mode);
     DpReq *late = fill_queue(g);
     DpDisk *other;
@@ -1044,6 +1042,12 @@ int main(int argc, char **argv)
         { &dp_mode_off, &dp_mode_iothread },
         { &dp_mode_iothread, &dp_mode_private },
     };
+    static const DpTest wire_sizes = {
+        "wire-sizes", .own_vm = test_wire_sizes
+    };
+    static const DpTest plane[] = {
+        { "snapshot/rewind", .own_vm = test_snapshot_rewind },
+    };
 
     g_test_init(&argc, &argv, NULL);
     add_loads();
@@ -1055,11 +1059,8 @@ int main(int argc, char **argv)
                         &dp_mode_iothread, test_failures);
     qtest_add_data_func("/virtio-blk-dataplane/migration/parked/return",
                         &dp_mode_iothread, test_parked_return);
-    qtest_add_data_func("/virtio-blk-dataplane/migration/wire-sizes/packed",
-                        &dp_mode_packed, test_wire_sizes);
-    qtest_add_data_func("/virtio-blk-dataplane/migration/wire-sizes/off-packed",
-                        &dp_mode_off_packed, test_wire_sizes);
-    dp_add_modes("/virtio-blk-dataplane/migration/snapshot/rewind",
-                 test_snapshot_rewind, true, DP_ANY_RING);
+    dp_add_row("migration", &wire_sizes, &dp_mode_packed);
+    dp_add_row("migration", &wire_sizes, &dp_mode_off_packed);
+    dp_add_table("migration", plane, ARRAY_SIZE(plane), true);
     return g_test_run();
 }

@@ -45,8 +45,8 @@ static void run_silently(DpDisk *disk)
 /* Was there an interrupt, all that are due being sent now? */
 static bool irq_after_all(DpDisk *disk)
 {
-    dp_qmp_ok(disk->vm, NULL, "{'execute': 'stop'}");
-    dp_qmp_ok(disk->vm, NULL, "{'execute': 'cont'}");
+    dp_stop(disk->vm);
+    dp_cont(disk->vm);
     return dp_irq(disk);
 }
 
@@ -89,7 +89,7 @@ static void check_decision(DpDisk *disk, bool irq)
  * covers: SPLIT-30, SPLIT-31, SPLIT-32, ROBS-25: without EVENT_IDX bit 0 of
  * the flags decides, and used_event is not looked at
  */
-static void test_flags(const void *opaque)
+static void test_flags(DpDisk *disk)
 {
     static const struct {
         uint16_t flags;
@@ -100,23 +100,19 @@ static void test_flags(const void *opaque)
         { 1, 0, false }, { 1, 0xffff, false }, { 1, 3, false },
         { 0xfffe, 0, true }, { 0xffff, 0, false },
     };
-    DpVm *vm = dp_vm_null(opaque, "", "");
-    DpDisk *disk = dp_disk_new(vm, DP_F_PLAIN);
 
     for (unsigned i = 0; i < ARRAY_SIZE(cases); i++) {
         set_flags(disk, cases[i].flags);
         set_used_event(disk, cases[i].used_event);
         check_decision(disk, cases[i].irq);
     }
-    dp_disk_free(disk);
-    dp_vm_quit(vm);
 }
 
 /*
  * covers: PACK-42, PACK-43, ROBP-11: without EVENT_IDX the flags decide, and
  * where an interrupt would be wanted is not looked at
  */
-static void test_driver_area(const void *opaque)
+static void test_driver_area(DpDisk *disk)
 {
     static const struct {
         uint16_t off_wrap;
@@ -127,27 +123,21 @@ static void test_driver_area(const void *opaque)
         { 0, 1, false }, { 0xffff, 1, false }, { 0x8000, 1, false },
         { 0x8001, 2, true }, { 3, 2, true }, { 0, 3, true },
     };
-    DpVm *vm = dp_vm_null(opaque, "", "");
-    DpDisk *disk = dp_disk_new(vm, DP_F_PLAIN);
+    DpVm *vm = disk->vm;
 
     for (unsigned i = 0; i < ARRAY_SIZE(cases); i++) {
         qtest_writew(vm->qts, disk->vq->avail, cases[i].off_wrap);
         qtest_writew(vm->qts, disk->vq->avail + 2, cases[i].flags);
         check_decision(disk, cases[i].irq);
     }
-    dp_disk_free(disk);
-    dp_vm_quit(vm);
 }
 
 /*
  * covers: SPLIT-33, SPLIT-34, SPLIT-36, SPLIT-39, ROBS-26, PACK-44: with
  * EVENT_IDX the event alone decides
  */
-static void test_used_event(const void *opaque)
+static void test_used_event(DpDisk *disk)
 {
-    DpVm *vm = dp_vm_null(opaque, "", "");
-    DpDisk *disk = dp_disk_new(vm, DP_F_EVENT);
-
     /* Several laps of a packed ring */
     for (unsigned i = 0; i < 400; i++) {
         /* Half of all indices away; the same entry in the other lap */
@@ -161,7 +151,7 @@ static void test_used_event(const void *opaque)
             set_flags(disk, i / 4 % 2);
         }
         dp_set_event(disk, events[i % 4], FLUSH_ENTRIES);
-        dp_info(vm, "d0", &before);
+        dp_info(disk->vm, "d0", &before);
         run_silently(disk);
         wait_decided(disk, &before, 1);
         g_assert_cmpint(sent(disk) - before.sent, ==, irq);
@@ -176,19 +166,14 @@ static void test_used_event(const void *opaque)
         }
     }
     g_assert_false(irq_after_all(disk));
-    dp_disk_free(disk);
-    dp_vm_quit(vm);
 }
 
 /*
  * covers: PACK-45: an interrupt is wanted for an entry within a list.  Each
  * takes an odd number, so that all places come at all entries of the ring.
  */
-static void test_event_in_list(const void *opaque)
+static void test_event_in_list(DpDisk *disk)
 {
-    DpVm *vm = dp_vm_null(opaque, "", "");
-    DpDisk *disk = dp_disk_probe(vm, "d0", DP_SLOT);
-
     disk->want_num = 64;
     dp_disk_start(disk, DP_F_EVENT);
     for (unsigned i = 0; i < 200; i++) {
@@ -202,7 +187,7 @@ static void test_event_in_list(const void *opaque)
             dp_run(disk, req);
         }
         dp_set_event(disk, place, 1);
-        dp_info(vm, "d0", &before);
+        dp_info(disk->vm, "d0", &before);
         dp_submit(disk, req);
         dp_kick(disk);
         dp_poll_all(disk);
@@ -211,8 +196,6 @@ static void test_event_in_list(const void *opaque)
         dp_irq(disk);
         dp_req_free(disk, req);
     }
-    dp_disk_free(disk);
-    dp_vm_quit(vm);
 }
 
 /*
@@ -220,11 +203,8 @@ static void test_event_in_list(const void *opaque)
  * together.  Held requests, let go at once, may be published in one piece or
  * in several.
  */
-static void test_batch_event(const void *opaque)
+static void test_batch_event(DpDisk *disk)
 {
-    DpVm *vm = dp_vm_null(opaque, "", "");
-    DpDisk *disk = dp_disk_new(vm, DP_F_EVENT);
-
     for (unsigned i = 0; i < 6; i++) {
         gint64 deadline = dp_deadline();
         DpReq *req[8];
@@ -235,7 +215,7 @@ static void test_batch_event(const void *opaque)
             dp_submit(disk, req[j]);
         }
         dp_kick(disk);
-        dp_wait_in_flight(vm, "d0", ARRAY_SIZE(req));
+        dp_wait_in_flight(disk->vm, "d0", ARRAY_SIZE(req));
         dp_set_event(disk, i, READ_ENTRIES);
         dp_release(disk);
         while (!dp_irq(disk)) {
@@ -252,8 +232,6 @@ static void test_batch_event(const void *opaque)
         }
         irq_after_all(disk);
     }
-    dp_disk_free(disk);
-    dp_vm_quit(vm);
 }
 
 /*
@@ -322,11 +300,9 @@ static int64_t run_pieces(DpDisk *disk, unsigned n, bool irq, unsigned place)
 }
 
 /* covers: SPLIT-35, SPLIT-39: one interrupt, wherever used_event lies */
-static void test_pieces_event(const void *opaque)
+static void test_pieces_event(DpDisk *disk)
 {
     static const unsigned sizes[] = { 1, 7, 8, 9, 16, 31, 33, 64 };
-    DpVm *vm = dp_vm_null(opaque, "", "");
-    DpDisk *disk = dp_disk_new(vm, DP_F_EVENT);
 
     for (unsigned i = 0; i <= 32; i++) {
         g_assert_cmpint(run_pieces(disk, 32, i < 32, i), ==, i < 32);
@@ -339,32 +315,25 @@ static void test_pieces_event(const void *opaque)
         g_assert_cmpint(run_pieces(disk, n, true, n - 1), ==, 1);
         g_assert_cmpint(run_pieces(disk, n, false, n), ==, 0);
     }
-    dp_disk_free(disk);
-    dp_vm_quit(vm);
 }
 
 /* covers: SPLIT-31, SPLIT-32: not one interrupt for each request */
-static void test_pieces_flags(const void *opaque)
+static void test_pieces_flags(DpDisk *disk)
 {
     static const unsigned sizes[] = { 1, 7, 8, 9, 32, 33, 64 };
-    DpVm *vm = dp_vm_null(opaque, "", "");
-    DpDisk *disk = dp_disk_new(vm, DP_F_PLAIN);
 
     for (unsigned i = 0; i < ARRAY_SIZE(sizes); i++) {
         unsigned n = sizes[i];
 
         g_assert_cmpint(run_pieces(disk, n, true, 0), >=, 1);
     }
-    dp_disk_free(disk);
-    dp_vm_quit(vm);
 }
 
 /* covers: PACK-41, PACK-46, PACK-47: dp_kick() looks at the device's area */
-static void test_device_area(const void *opaque)
+static void test_device_area(DpDisk *disk)
 {
     static const uint64_t features[] = { DP_F_PLAIN, DP_F_EVENT };
-    DpVm *vm = dp_vm_null(opaque, ",read-zeroes=on", "");
-    DpDisk *disk = dp_disk_probe(vm, "d0", DP_SLOT);
+    DpVm *vm = disk->vm;
 
     for (unsigned i = 0; i < ARRAY_SIZE(features); i++) {
         dp_disk_start(disk, features[i]);
@@ -375,47 +344,33 @@ static void test_device_area(const void *opaque)
             g_assert_cmphex(qtest_readl(vm->qts, disk->vq->avail), ==, area);
         }
     }
-    dp_disk_free(disk);
-    dp_vm_quit(vm);
 }
 
 /* covers: SPLIT-40, SPLIT-42, SPLIT-46: what the device writes for kicks */
-static void test_device_flags(const void *opaque)
+static void test_device_flags(DpDisk *disk)
 {
-    DpVm *vm = dp_vm_null(opaque, "", "");
-    DpDisk *disk = dp_disk_new(vm, DP_F_PLAIN);
-    uint64_t event;
+    QTestState *qts = disk->vm->qts;
+    uint64_t event = disk->vq->used + 4 + 8 * disk->num;
 
-    event = disk->vq->used + 4 + 8 * disk->num;
-    qtest_writew(vm->qts, event, 0x1234);
+    qtest_writew(qts, event, 0x1234);
     for (unsigned i = 0; i < 200; i++) {
         run_silently(disk);
-        g_assert_cmpuint(qtest_readw(vm->qts, disk->vq->used), <=, 1);
-        g_assert_cmphex(qtest_readw(vm->qts, event), ==, 0x1234);
+        g_assert_cmpuint(qtest_readw(qts, disk->vq->used), <=, 1);
+        g_assert_cmphex(qtest_readw(qts, event), ==, 0x1234);
     }
-
-    dp_disk_free(disk);
-    dp_vm_quit(vm);
-    vm = dp_vm_null(opaque, ",read-zeroes=on", "");
-    disk = dp_disk_new(vm, DP_F_EVENT);
+    dp_disk_start(disk, DP_F_EVENT);
     for (unsigned i = 0; i < 200; i++) {
         run_silently(disk);
-        g_assert_cmpuint(qtest_readw(vm->qts, disk->vq->used), ==, 0);
+        g_assert_cmpuint(qtest_readw(qts, disk->vq->used), ==, 0);
     }
-    dp_disk_free(disk);
-    dp_vm_quit(vm);
 }
 
 /*
  * covers: SPLIT-45, PACK-6, PACK-50, NOTIF-5, ROBC-12: kicks for nothing, and
  * for no queue
  */
-static void test_empty_kicks(const void *opaque)
+static void test_empty_kicks(DpDisk *disk)
 {
-    const DpMode *mode = opaque;
-    DpVm *vm = dp_vm_file(mode, 1024 * 1024, "");
-    DpDisk *disk = dp_disk_new(vm, DP_F_ALL);
-
     for (unsigned i = 0; i < 1000; i++) {
         dp_kick_always(disk);
     }
@@ -429,9 +384,6 @@ static void test_empty_kicks(const void *opaque)
     g_assert_cmpuint(dp_count_used(disk), ==, 0);
     g_assert_false(irq_after_all(disk));
     dp_assert_works(disk);
-    dp_assert_mode(vm, mode);
-    dp_disk_free(disk);
-    dp_vm_quit(vm);
 }
 
 /*
@@ -439,11 +391,8 @@ static void test_empty_kicks(const void *opaque)
  * obeying driver, one request at a time and many, with and without EVENT_IDX,
  * polling or not
  */
-static void run_obeying(const DpMode *mode, uint64_t features)
+static void test_obeying(DpDisk *disk)
 {
-    DpVm *vm = dp_vm_file(mode, 8 * 1024 * 1024, "");
-    DpDisk *disk = dp_disk_new(vm, features);
-
     for (unsigned depth = 1; depth <= 16; depth *= 4) {
         DpLoad *load = dp_load_new(disk, depth, 64);
 
@@ -453,19 +402,6 @@ static void run_obeying(const DpMode *mode, uint64_t features)
         dp_load_run(load, 600);
         dp_load_finish(load);
     }
-    dp_assert_mode(vm, mode);
-    dp_disk_free(disk);
-    dp_vm_quit(vm);
-}
-
-static void test_obeying_event_idx(const void *opaque)
-{
-    run_obeying(opaque, DP_F_ALL);
-}
-
-static void test_obeying_plain(const void *opaque)
-{
-    run_obeying(opaque, DP_F_PLAIN);
 }
 
 /* --- an event loop that polls ---------------------------------------- */
@@ -483,7 +419,7 @@ static void set_polling(DpVm *vm, DpLoad *load, int64_t max_ns)
               " 'value': %" PRId64 " }}", max_ns);
 }
 
-/* Was a request served that nobody told the device of?  If not, tell it. */
+/* Is a request served without a kick?  If not, kick. */
 static bool run_unkicked(DpDisk *disk)
 {
     gint64 patience = g_get_monotonic_time() + G_TIME_SPAN_SECOND / 10;
@@ -559,8 +495,8 @@ static DpLoad *polling_load(DpDisk *disk, unsigned depth)
 }
 
 /*
- * covers: SPLIT-40, SPLIT-43: nobody needs to notify a device that polls, and
- * it says so; all that it takes was found by polling
+ * covers: SPLIT-40, SPLIT-43: a device that polls needs no kicks, and says so;
+ * all that it takes was found by polling
  */
 static void check_polling(DpDisk *disk, DpLoad *load)
 {
@@ -603,11 +539,8 @@ static void check_not_polling(DpDisk *disk, DpLoad *load)
     g_assert_cmpint(after.polled, ==, before.polled);
 }
 
-static void run_polling(const DpMode *mode, uint64_t features)
+static void test_polling(DpDisk *disk)
 {
-    DpVm *vm = dp_vm_file(mode, 8 * 1024 * 1024, "");
-    DpDisk *disk = dp_disk_new(vm, features);
-
     for (unsigned depth = 1; depth <= 16; depth *= 4) {
         DpLoad *load = polling_load(disk, depth);
 
@@ -615,19 +548,6 @@ static void run_polling(const DpMode *mode, uint64_t features)
         check_not_polling(disk, load);
         dp_load_finish(load);
     }
-    dp_assert_mode(vm, mode);
-    dp_disk_free(disk);
-    dp_vm_quit(vm);
-}
-
-static void test_polling_event_idx(const void *opaque)
-{
-    run_polling(opaque, DP_F_ALL);
-}
-
-static void test_polling_plain(const void *opaque)
-{
-    run_polling(opaque, DP_F_PLAIN);
 }
 
 /*
@@ -635,81 +555,59 @@ static void test_polling_plain(const void *opaque)
  * attached, while it goes on and requests are in flight; an obeying driver
  * loses nothing
  */
-static void run_polling_and_drains(const DpMode *mode, uint64_t features)
+static void test_polling_drains(DpDisk *disk)
 {
     static const int64_t polling[] = { 20000000, 0, 50000, 100000000 };
-    DpVm *vm = dp_vm_file(mode, 8 * 1024 * 1024, "");
-    DpDisk *disk = dp_disk_new(vm, features);
+    DpVm *vm = disk->vm;
     DpLoad *load = polling_load(disk, 8);
 
     for (unsigned i = 0; i < 24; i++) {
         set_polling(vm, load, polling[i % ARRAY_SIZE(polling)]);
         dp_load_send(load);
-        dp_qmp_ok(vm, NULL, "{'execute': 'stop'}");
+        dp_stop(vm);
         if (i / 4 % 2) {
             set_polling(vm, NULL, polling[(i + 1) % ARRAY_SIZE(polling)]);
         }
-        dp_qmp_ok(vm, NULL, "{'execute': 'cont'}");
+        dp_cont(vm);
         dp_load_run(load, 16);
         /* A drained section */
-        dp_qmp_ok(vm, load, "{'execute': 'block_resize', 'arguments': {"
-                  " 'node-name': 'n0', 'size': %d}}", 8 * 1024 * 1024);
+        dp_resize(vm, load, DP_IMAGE_SIZE);
     }
     /* Nothing may be left over of it */
     check_polling(disk, load);
     check_not_polling(disk, load);
     dp_load_finish(load);
-    dp_assert_mode(vm, mode);
-    dp_disk_free(disk);
-    dp_vm_quit(vm);
-}
-
-static void test_polling_drains_event_idx(const void *opaque)
-{
-    run_polling_and_drains(opaque, DP_F_ALL);
-}
-
-static void test_polling_drains_plain(const void *opaque)
-{
-    run_polling_and_drains(opaque, DP_F_PLAIN);
 }
 
 /* A private IOThread cannot be told how to poll. */
 static void add_polling_tests(void)
 {
     static const DpTest tests[] = {
-        { "event-idx", test_polling_event_idx },
-        { "plain", test_polling_plain },
-        { "drains-event-idx", test_polling_drains_event_idx },
-        { "drains-plain", test_polling_drains_plain },
+        { "event-idx", test_polling },
+        { "plain", test_polling, .features = DP_F_PLAIN },
+        { "drains-event-idx", test_polling_drains },
+        { "drains-plain", test_polling_drains, .features = DP_F_PLAIN },
     };
 
     for (unsigned i = 0; i < ARRAY_SIZE(tests); i++) {
         for (unsigned j = 0; dp_modes[j]; j++) {
-            const DpMode *mode = dp_modes[j];
-            g_autofree char *path =
-                g_strdup_printf("/virtio-blk-dataplane/notify/polling/%s/%s",
-                                tests[i].name, mode->name);
-
-            if (mode->plane && mode != &dp_mode_private) {
-                qtest_add_data_func(path, mode, tests[i].fn);
+            if (dp_modes[j]->plane && dp_modes[j] != &dp_mode_private) {
+                dp_add_row("notify/polling", &tests[i], dp_modes[j]);
             }
         }
     }
 }
 
 /* covers: U1: each kick and each request is counted, once */
-static void test_counters(const void *opaque)
+static void test_counters(DpDisk *disk)
 {
-    DpVm *vm = dp_vm_null(opaque, "", "");
-    DpDisk *disk = dp_disk_new(vm, DP_F_ALL);
     DpInfo info;
 
     for (unsigned i = 0; i < 50; i++) {
         run_silently(disk);
     }
     do {
-        dp_info(vm, "d0", &info);
+        dp_info(disk->vm, "d0", &info);
     } while (info.completed < 50);
     g_assert_cmpint(info.completed, ==, 50);
     g_assert_cmpint(info.flushes, ==, 50);
@@ -720,26 +618,31 @@ static void test_counters(const void *opaque)
     g_assert_cmpint(info.kicks + info.polled, >=, 1);
     g_assert_cmpint(info.batches, <=, 50);
     g_assert_cmpint(info.batches, >=, 1);
-    dp_disk_free(disk);
-    dp_vm_quit(vm);
 }
 
 int main(int argc, char **argv)
 {
     static const DpTest tests[] = {
-        { "flags", test_flags, DP_SPLIT_RING },
-        { "driver-area", test_driver_area, DP_PACKED_RING },
-        { "used-event", test_used_event },
-        { "event-in-list", test_event_in_list, DP_PACKED_RING },
-        { "batch-event", test_batch_event },
-        { "pieces-event", test_pieces_event },
-        { "pieces-flags", test_pieces_flags },
-        { "device-flags", test_device_flags, DP_SPLIT_RING },
-        { "device-area", test_device_area, DP_PACKED_RING },
+        { "flags", test_flags, DP_SPLIT_RING, .null = "",
+          .features = DP_F_PLAIN },
+        { "driver-area", test_driver_area, DP_PACKED_RING, .null = "",
+          .features = DP_F_PLAIN },
+        { "used-event", test_used_event, .null = "", .features = DP_F_EVENT },
+        { "event-in-list", test_event_in_list, DP_PACKED_RING, .null = "",
+          .idle = true },
+        { "batch-event", test_batch_event, .null = "", .features = DP_F_EVENT },
+        { "pieces-event", test_pieces_event, .null = "",
+          .features = DP_F_EVENT },
+        { "pieces-flags", test_pieces_flags, .null = "",
+          .features = DP_F_PLAIN },
+        { "device-flags", test_device_flags, DP_SPLIT_RING, .null = "",
+          .features = DP_F_PLAIN },
+        { "device-area", test_device_area, DP_PACKED_RING,
+          .null = ",read-zeroes=on", .idle = true },
         { "empty-kicks", test_empty_kicks },
-        { "obeying-event-idx", test_obeying_event_idx },
-        { "obeying-plain", test_obeying_plain },
-        { "counters", test_counters },
+        { "obeying-event-idx", test_obeying },
+        { "obeying-plain", test_obeying, .features = DP_F_PLAIN },
+        { "counters", test_counters, .null = "" },
     };
 
     g_test_init(&argc, &argv, NULL);

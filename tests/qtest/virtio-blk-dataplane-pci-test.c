@@ -19,9 +19,6 @@
 #include "qobject/qjson.h"
 #include "virtio-blk-dataplane-regs.h"
 
-#define MIB (1024 * 1024)
-#define IMAGE_SIZE (4 * MIB)
-#define CAPACITY (IMAGE_SIZE / DP_SECTOR)
 #define OK VIRTIO_BLK_S_OK
 #define NO_VECTOR VIRTIO_MSI_NO_VECTOR
 #define ISR_QUEUE 1
@@ -29,19 +26,13 @@
 #define F_CONFIG_WCE DP_BIT(VIRTIO_BLK_F_CONFIG_WCE)
 #define F_FLUSH DP_BIT(VIRTIO_BLK_F_FLUSH)
 
-static void resize(DpDisk *disk, int64_t size)
-{
-    dp_qmp_ok(disk->vm, NULL, "{'execute': 'block_resize', 'arguments': {"
-              " 'node-name': 'n0', 'size': %" PRId64 " }}", size);
-}
-
 static uint8_t read_isr(DpDisk *disk)
 {
     return qpci_io_readb(disk->pci->pdev, disk->pci->bar,
                          disk->pci->isr_cfg_offset);
 }
 
-/* Run a write that nobody waits for by interrupt */
+/* Run a write and wait for it without interrupts */
 static void run_polled(DpDisk *disk)
 {
     DpReq *req = dp_req(disk, VIRTIO_BLK_T_OUT, 8, 512);
@@ -70,11 +61,11 @@ static const IdCase id_cases[] = {
 };
 
 /* covers: PCI-1, PCI-2, BLKC-1, LEG-13, LEG-14 */
-static void test_ids(const void *opaque)
+static void test_ids(const DpMode *mode)
 {
     for (unsigned i = 0; i < ARRAY_SIZE(id_cases); i++) {
         const IdCase *c = &id_cases[i];
-        DpVm *vm = dp_vm_null(opaque, "", c->props);
+        DpVm *vm = dp_vm_null(mode, "", c->props);
         DpDisk *disk = dp_disk_probe(vm, "d0", DP_SLOT);
         QPCIDevice *pdev = disk->pci->pdev;
         uint32_t bar = qpci_config_readl(pdev, PCI_BASE_ADDRESS_0);
@@ -168,7 +159,7 @@ static void check_notify_cap(DpDisk *disk, const Cap *cap, unsigned queues)
  * covers: PCI-5, PCI-7, PCI-8, PCI-9, PCI-11, PCI-12, PCI-13, PCI-15, PCI-24:
  * there is no vendor's data
  */
-static void test_capabilities(const void *opaque)
+static void test_capabilities(const DpMode *mode)
 {
     static const struct {
         const char *props;
@@ -180,7 +171,7 @@ static void test_capabilities(const void *opaque)
     };
 
     for (unsigned i = 0; i < ARRAY_SIZE(cases); i++) {
-        DpVm *vm = dp_vm_null(opaque, "", cases[i].props);
+        DpVm *vm = dp_vm_null(mode, "", cases[i].props);
         DpDisk *disk = dp_disk_probe(vm, "d0", DP_SLOT);
         QPCIDevice *pdev = disk->pci->pdev;
         unsigned found = 0;
@@ -204,7 +195,7 @@ static void test_capabilities(const void *opaque)
 }
 
 /* covers: NOTIF-1, NOTIF-9: addresses that are near, and a page apart */
-static void test_notify_address(const void *opaque)
+static void test_notify_address(const DpMode *mode)
 {
     static const struct {
         const char *props;
@@ -215,13 +206,13 @@ static void test_notify_address(const void *opaque)
     };
 
     for (unsigned i = 0; i < ARRAY_SIZE(cases); i++) {
-        DpVm *vm = dp_vm_file(opaque, IMAGE_SIZE, cases[i].props);
+        DpVm *vm = dp_vm_file(mode, DP_IMAGE_SIZE, cases[i].props);
         DpDisk *disk = dp_disk_new(vm, DP_F_ALL);
 
         g_assert_cmpuint(disk->pci->notify_off_multiplier, ==,
                          cases[i].multiplier);
         dp_assert_works(disk);
-        dp_assert_mode(vm, opaque);
+        dp_assert_mode(vm, mode);
         dp_disk_free(disk);
         dp_vm_quit(vm);
     }
@@ -296,10 +287,8 @@ static void window_init(DpDisk *disk, const Cap *cap, uint64_t features)
 }
 
 /* covers: PCI-14, PCI-19: a device that is driven through the window */
-static void test_window(const void *opaque)
+static void test_window(DpDisk *disk)
 {
-    DpVm *vm = dp_vm_file(opaque, IMAGE_SIZE, "");
-    DpDisk *disk = dp_disk_new(vm, DP_F_ALL);
     uint32_t common = disk->pci->common_cfg_offset;
     Cap cap;
 
@@ -309,7 +298,7 @@ static void test_window(const void *opaque)
 
         window_init(disk, &cap, disk->features);
         g_assert_cmpuint(window_read(disk, &cap, disk->pci->device_cfg_offset,
-                                     4), ==, CAPACITY);
+                                     4), ==, DP_CAPACITY);
         dp_queue_restart(disk);
         window_write(disk, &cap, common + DP_CFG(device_status), 1, DP_S_LIVE);
         req = dp_req(disk, VIRTIO_BLK_T_OUT, i, 512);
@@ -321,21 +310,16 @@ static void test_window(const void *opaque)
         g_assert_cmpint(req->status, ==, OK);
         dp_req_free(disk, req);
     }
-    dp_assert_mode(vm, opaque);
-    dp_disk_free(disk);
-    dp_vm_quit(vm);
 }
 
 /* covers: ROBC-18: the window points at nothing, or with a wrong length */
-static void test_window_elsewhere(const void *opaque)
+static void test_window_elsewhere(DpDisk *disk)
 {
     static const uint32_t offsets[] = {
         0x100, 0xfff, 0x1fff, 0x4000000, 0x7fffffff, 0xfffffffd, 0xffffffff
     };
     static const uint32_t lengths[] = { 0, 3, 5, 8, 256, 0xffffffff, 4, 2, 1 };
     static const uint8_t bars[] = { 4, 0, 1, 2, 5, 6, 255 };
-    DpVm *vm = dp_vm_file(opaque, IMAGE_SIZE, "");
-    DpDisk *disk = dp_disk_new(vm, DP_F_ALL);
     QPCIDevice *pdev = disk->pci->pdev;
     uint8_t data;
     Cap cap;
@@ -354,8 +338,6 @@ static void test_window_elsewhere(const void *opaque)
         g_assert_cmphex(dp_status(disk), ==, DP_S_LIVE);
         dp_assert_works(disk);
     }
-    dp_disk_free(disk);
-    dp_vm_quit(vm);
 }
 
 /* --- registers of queues --------------------------------------------- */
@@ -431,11 +413,9 @@ static void check_queues(DpDisk *disk)
  * covers: PCI-3, PCI-4, PCI-20, PCI-21, PCI-22, PCI-24, PCI-25, BLKC-9, RST-9,
  * IRQ-11, ROBC-11: registers of four queues, and of some that are not there
  */
-static void test_queue_registers(const void *opaque)
+static void test_queue_registers(DpDisk *disk)
 {
     static const uint16_t nowhere[] = { QUEUES, QUEUES + 1, 64, 1023 };
-    DpVm *vm = dp_vm_file(opaque, IMAGE_SIZE, ",num-queues=4,vectors=8");
-    DpDisk *disk = dp_disk_new(vm, DP_F_ALL);
 
     g_assert_cmpuint(dp_reg_readw(disk, DP_CFG(num_queues)), ==, QUEUES);
     for (unsigned round = 0; round < 3; round++) {
@@ -453,17 +433,12 @@ static void test_queue_registers(const void *opaque)
         dp_disk_start(disk, DP_F_ALL);
         dp_assert_works(disk);
     }
-    dp_assert_mode(vm, opaque);
-    dp_disk_free(disk);
-    dp_vm_quit(vm);
 }
 
 /* covers: PCI-26, ROBC-8: queue_enable of a queue that runs */
-static void test_queue_enable(const void *opaque)
+static void test_queue_enable(DpDisk *disk)
 {
     static const uint16_t bad[] = { 0, 2, 0xffff };
-    DpVm *vm = dp_vm_file(opaque, IMAGE_SIZE, "");
-    DpDisk *disk = dp_disk_new(vm, DP_F_ALL);
 
     for (unsigned i = 0; i < ARRAY_SIZE(bad); i++) {
         g_assert_cmpuint(dp_reg_readw(disk, DP_CFG(queue_enable)), ==, 1);
@@ -474,37 +449,30 @@ static void test_queue_enable(const void *opaque)
         dp_disk_start(disk, DP_F_ALL);
         dp_assert_works(disk);
     }
-    dp_assert_mode(vm, opaque);
-    dp_disk_free(disk);
-    dp_vm_quit(vm);
 }
 
 /*
  * covers: ROBC-10: other addresses for a queue that runs; it goes on where it
  * is.  Enabling it once more may break it, but nothing beyond a reset.
  */
-static void test_queue_moved(const void *opaque)
+static void test_queue_moved(DpDisk *disk)
 {
     static const uint32_t places[] = { 0, 0x1000, 0x3000000, 0xfffff000 };
-    DpVm *vm = dp_vm_file(opaque, IMAGE_SIZE, "");
-    DpDisk *disk = dp_disk_new(vm, DP_F_ALL);
+    DpVm *vm = disk->vm;
 
     for (unsigned i = 0; i < ARRAY_SIZE(places); i++) {
         for (unsigned j = 0; j < 3; j++) {
             dp_reg_writel(disk, DP_CFG(queue_desc_lo) + 8 * j, places[i]);
             dp_assert_works(disk);
         }
-        dp_assert_mode(vm, opaque);
+        dp_assert_as_asked(disk);
         dp_reg_writew(disk, DP_CFG(queue_enable), 1);
         dp_kick_always(disk);
-        dp_qmp_ok(vm, NULL, "{'execute': 'stop'}");
-        dp_qmp_ok(vm, NULL, "{'execute': 'cont'}");
+        dp_stop(vm);
+        dp_cont(vm);
         dp_disk_start(disk, DP_F_ALL);
         dp_assert_works(disk);
     }
-    dp_assert_mode(vm, opaque);
-    dp_disk_free(disk);
-    dp_vm_quit(vm);
 }
 
 /* A queue that was reset is kicked; nothing comes of it, ever. */
@@ -519,11 +487,11 @@ static void check_stays_reset(DpDisk *disk, bool pause)
     dp_submit(disk, req);
     dp_expose(disk);
     dp_kick_always(disk);
-    resize(disk, 2 * IMAGE_SIZE);
+    dp_resize(disk->vm, NULL, 2 * DP_IMAGE_SIZE);
     dp_wait_config_irq(disk);
     if (pause) {
-        dp_qmp_ok(vm, NULL, "{'execute': 'stop'}");
-        dp_qmp_ok(vm, NULL, "{'execute': 'cont'}");
+        dp_stop(vm);
+        dp_cont(vm);
     }
     g_assert_cmphex(dp_status(disk), ==, DP_S_LIVE);
     g_assert_false(dp_irq(disk));
@@ -534,23 +502,17 @@ static void check_stays_reset(DpDisk *disk, bool pause)
 }
 
 /* covers: RST-4, RST-5, RST-9, RST-12: a queue that never comes back */
-static void test_queue_stays_reset(const void *opaque)
+static void test_queue_stays_reset(DpDisk *disk)
 {
-    DpVm *vm = dp_vm_file(opaque, IMAGE_SIZE, "");
-    DpDisk *disk = dp_disk_new(vm, DP_F_ALL);
-
     for (unsigned i = 0; i < 4; i++) {
         g_assert_cmpint(dp_rw(disk, VIRTIO_BLK_T_OUT, 200, 512, i), ==, OK);
         dp_reg_writew(disk, DP_REG(queue_reset), 1);
         check_stays_reset(disk, i % 2);
         dp_disk_start(disk, DP_F_ALL);
         g_assert_cmpint(dp_rw(disk, VIRTIO_BLK_T_IN, 200, 512, i), ==, OK);
-        resize(disk, IMAGE_SIZE);
+        dp_resize(disk->vm, NULL, DP_IMAGE_SIZE);
     }
     dp_assert_works(disk);
-    dp_assert_mode(vm, opaque);
-    dp_disk_free(disk);
-    dp_vm_quit(vm);
 }
 
 /* --- writes that must not count -------------------------------------- */
@@ -579,13 +541,11 @@ static void check_common(DpDisk *disk, const uint16_t *want)
  * covers: ROBC-14, ROBC-19: read-only registers are written, and others in the
  * midst; each is read in each width
  */
-static void test_bad_writes(const void *opaque)
+static void test_bad_writes(DpDisk *disk)
 {
     static const size_t read_only[] = {
         DP_CFG(device_feature), DP_CFG(num_queues), DP_CFG(queue_notify_off),
     };
-    DpVm *vm = dp_vm_file(opaque, IMAGE_SIZE, "");
-    DpDisk *disk = dp_disk_new(vm, DP_F_ALL);
     uint16_t before[32];
 
     dump_common(disk, before);
@@ -608,8 +568,6 @@ static void test_bad_writes(const void *opaque)
     }
     check_common(disk, before);
     dp_assert_works(disk);
-    dp_disk_free(disk);
-    dp_vm_quit(vm);
 }
 
 /* --- vectors --------------------------------------------------------- */
@@ -642,11 +600,8 @@ static void check_vectors(DpDisk *disk, size_t reg)
  * covers: IRQ-6, IRQ-7, IRQ-8, IRQ-9, IRQ-10, IRQ-11, IRQ-12, IRQ-13, ROBC-13:
  * everything mapped to every vector and to none, before and while it runs
  */
-static void test_vectors(const void *opaque)
+static void test_vectors(DpDisk *disk)
 {
-    DpVm *vm = dp_vm_file(opaque, IMAGE_SIZE, ",num-queues=4,vectors=8");
-    DpDisk *disk = dp_disk_new(vm, DP_F_ALL);
-
     g_assert_cmpuint(qpci_msix_table_size(disk->pci->pdev), ==, VECTORS);
     for (unsigned live = 0; live < 2; live++) {
         if (!live) {
@@ -665,9 +620,6 @@ static void test_vectors(const void *opaque)
         dp_disk_start(disk, DP_F_ALL);
         dp_assert_works(disk);
     }
-    dp_assert_mode(vm, opaque);
-    dp_disk_free(disk);
-    dp_vm_quit(vm);
 }
 
 /*
@@ -675,10 +627,9 @@ static void test_vectors(const void *opaque)
  * while requests run; without one nothing is sent, with another it is sent
  * there
  */
-static void test_remap(const void *opaque)
+static void test_remap(DpDisk *disk)
 {
-    DpVm *vm = dp_vm_file(opaque, IMAGE_SIZE, "");
-    DpDisk *disk = dp_disk_new(vm, DP_F_ALL);
+    DpVm *vm = disk->vm;
     size_t reg = DP_CFG(queue_msix_vector);
     uint16_t queue = dp_reg_readw(disk, reg);
     uint16_t config = dp_reg_readw(disk, DP_CFG(msix_config));
@@ -688,8 +639,8 @@ static void test_remap(const void *opaque)
         dp_assert_works(disk);
         check_vector(disk, reg, NO_VECTOR, NO_VECTOR);
         run_polled(disk);
-        dp_qmp_ok(vm, NULL, "{'execute': 'stop'}");
-        dp_qmp_ok(vm, NULL, "{'execute': 'cont'}");
+        dp_stop(vm);
+        dp_cont(vm);
         g_assert_false(dp_irq(disk));
 
         /* The queue's interrupt comes by the vector of the configuration */
@@ -701,21 +652,18 @@ static void test_remap(const void *opaque)
 
         check_vector(disk, reg, queue, queue);
         dp_config_irq(disk);
-        resize(disk, IMAGE_SIZE + DP_SECTOR * (i + 1));
+        dp_resize(disk->vm, NULL, DP_IMAGE_SIZE + DP_SECTOR * (i + 1));
         dp_wait_config_irq(disk);
         g_assert_cmphex(read_isr(disk) & ISR_CONFIG, ==, ISR_CONFIG);
         check_vector(disk, DP_CFG(msix_config), NO_VECTOR, NO_VECTOR);
-        resize(disk, IMAGE_SIZE);
-        while (qvirtio_config_readq(disk->vdev, 0) != CAPACITY) {
+        dp_resize(disk->vm, NULL, DP_IMAGE_SIZE);
+        while (qvirtio_config_readq(disk->vdev, 0) != DP_CAPACITY) {
             /* the device has not noticed yet */
         }
         dp_assert_works(disk);
         g_assert_false(dp_config_irq(disk));
         check_vector(disk, DP_CFG(msix_config), config, config);
     }
-    dp_assert_mode(vm, opaque);
-    dp_disk_free(disk);
-    dp_vm_quit(vm);
 }
 
 /* --- the ISR and INTx ------------------------------------------------ */
@@ -739,11 +687,8 @@ static void wait_intx(DpDisk *disk)
  * covers: IRQ-14, IRQ-15, IRQ-16, IRQ-17, CFG-3: what the ISR and the PCI
  * status say of a request and of a resize, and that a read clears both
  */
-static void test_isr(const void *opaque)
+static void test_isr(DpDisk *disk)
 {
-    DpVm *vm = dp_vm_file(opaque, IMAGE_SIZE, "");
-    DpDisk *disk = dp_disk_probe(vm, "d0", DP_SLOT);
-
     disk->no_msix = true;
     dp_disk_start(disk, DP_F_ALL);
     for (unsigned i = 0; i < 5; i++) {
@@ -757,22 +702,18 @@ static void test_isr(const void *opaque)
         g_assert_false(intx_status(disk));
         g_assert_cmphex(read_isr(disk), ==, 0);
 
-        resize(disk, IMAGE_SIZE + DP_SECTOR * (i + 1));
+        dp_resize(disk->vm, NULL, DP_IMAGE_SIZE + DP_SECTOR * (i + 1));
         wait_intx(disk);
         g_assert_cmphex(read_isr(disk) & ISR_CONFIG, ==, ISR_CONFIG);
         g_assert_false(intx_status(disk));
         g_assert_cmpuint(dp_reg_readb(disk, DP_CFG(config_generation)), !=,
                          generation);
     }
-    dp_disk_free(disk);
-    dp_vm_quit(vm);
 }
 
 /* covers: IRQ-18: no event is lost to a driver that reads the ISR under load */
-static void test_isr_load(const void *opaque)
+static void test_isr_load(DpDisk *disk)
 {
-    DpVm *vm = dp_vm_file(opaque, IMAGE_SIZE, "");
-    DpDisk *disk = dp_disk_probe(vm, "d0", DP_SLOT);
     DpLoad *load;
 
     disk->no_msix = true;
@@ -780,9 +721,6 @@ static void test_isr_load(const void *opaque)
     load = dp_load_new(disk, 8, 64);
     dp_load_run(load, 2000);
     dp_load_finish(load);
-    dp_assert_mode(vm, opaque);
-    dp_disk_free(disk);
-    dp_vm_quit(vm);
 }
 
 /* --- the legacy interface -------------------------------------------- */
@@ -793,7 +731,7 @@ static void test_isr_load(const void *opaque)
 
 static DpDisk *legacy_disk(const DpMode *mode)
 {
-    DpVm *vm = dp_vm_file(mode, IMAGE_SIZE, ",disable-modern=on");
+    DpVm *vm = dp_vm_file(mode, DP_IMAGE_SIZE, ",disable-modern=on");
 
     return dp_disk_probe(vm, "d0", DP_SLOT);
 }
@@ -818,22 +756,22 @@ static void check_leg_capacity(DpDisk *disk, unsigned base)
 {
     for (unsigned i = 0; i < 8; i++) {
         g_assert_cmphex(leg_readb(disk, base + i), ==,
-                        (uint8_t)((uint64_t)CAPACITY >> (8 * i)));
+                        (uint8_t)((uint64_t)DP_CAPACITY >> (8 * i)));
     }
     for (unsigned i = 0; i < 8; i += 2) {
         g_assert_cmphex(leg_readw(disk, base + i), ==,
-                        (uint16_t)((uint64_t)CAPACITY >> (8 * i)));
+                        (uint16_t)((uint64_t)DP_CAPACITY >> (8 * i)));
     }
-    g_assert_cmphex(leg_readl(disk, base), ==, CAPACITY);
+    g_assert_cmphex(leg_readl(disk, base), ==, DP_CAPACITY);
     g_assert_cmphex(leg_readl(disk, base + 4), ==, 0);
 }
 
 /*
  * covers: LEG-5, LEG-9, LEG-10, LEG-11, ZONE-2: registers of BAR0
  */
-static void test_legacy_registers(const void *opaque)
+static void test_legacy_registers(const DpMode *mode)
 {
-    DpDisk *disk = legacy_disk(opaque);
+    DpDisk *disk = legacy_disk(mode);
     QPCIDevice *pdev = disk->pci->pdev;
     uint32_t features = leg_readl(disk, VIRTIO_PCI_HOST_FEATURES);
     uint16_t size;
@@ -901,9 +839,9 @@ static void check_leg_wce(DpDisk *disk, uint64_t features, uint8_t wce)
 }
 
 /* covers: LEG-2, LEG-18, LEG-19: who alters the cache mode, and who does not */
-static void test_legacy_cache(const void *opaque)
+static void test_legacy_cache(const DpMode *mode)
 {
-    DpDisk *disk = legacy_disk(opaque);
+    DpDisk *disk = legacy_disk(mode);
     uint64_t offer = qvirtio_get_features(disk->vdev) & ~QVIRTIO_F_BAD_FEATURE;
 
     qpci_msix_enable(disk->pci->pdev);
@@ -918,9 +856,9 @@ static void test_legacy_cache(const void *opaque)
 }
 
 /* covers: LEG-3: requests before DRIVER_OK, and DRIVER_OK in their midst */
-static void test_legacy_early(const void *opaque)
+static void test_legacy_early(const DpMode *mode)
 {
-    DpDisk *disk = legacy_disk(opaque);
+    DpDisk *disk = legacy_disk(mode);
 
     for (unsigned i = 0; i < 3; i++) {
         dp_disk_init(disk, DP_F_ALL);
@@ -932,16 +870,16 @@ static void test_legacy_early(const void *opaque)
         for (unsigned j = 0; j < 5; j++) {
             dp_assert_works(disk);
         }
-        dp_assert_mode(disk->vm, opaque);
+        dp_assert_mode(disk->vm, mode);
     }
     dp_vm_quit(disk->vm);
     dp_disk_free(disk);
 }
 
 /* covers: LEG-17: who accepts all that is offered gets no feature at all */
-static void test_legacy_bit_30(const void *opaque)
+static void test_legacy_bit_30(const DpMode *mode)
 {
-    DpDisk *disk = legacy_disk(opaque);
+    DpDisk *disk = legacy_disk(mode);
     uint32_t offer = leg_readl(disk, VIRTIO_PCI_HOST_FEATURES);
 
     dp_disk_reset(disk);
@@ -977,10 +915,9 @@ static char *features_by_qmp(DpVm *vm)
  * covers: LEG-1, LEG-12, LEG-15: a legacy driver after a modern one; nothing of
  * what only that one can accept is left
  */
-static void test_legacy_after_modern(const void *opaque)
+static void test_legacy_after_modern(DpDisk *disk)
 {
-    DpVm *vm = dp_vm_file(opaque, IMAGE_SIZE, "");
-    DpDisk *disk = dp_disk_new(vm, DP_F_ALL);
+    DpVm *vm = disk->vm;
     QPCIDevice *pdev = disk->pci->pdev;
     QPCIBar bar0 = qpci_iomap(pdev, 0, NULL);
     g_autofree char *modern = features_by_qmp(vm);
@@ -1001,32 +938,30 @@ static void test_legacy_after_modern(const void *opaque)
     g_assert_null(strstr(legacy, "VIRTIO_F_RING_RESET"));
     dp_disk_start(disk, DP_F_ALL);
     dp_assert_works(disk);
-    dp_assert_mode(vm, opaque);
-    dp_disk_free(disk);
-    dp_vm_quit(vm);
 }
 
 int main(int argc, char **argv)
 {
     static const DpTest tests[] = {
-        { "ids", test_ids },
-        { "capabilities", test_capabilities },
-        { "notify-address", test_notify_address },
+        { "ids", .own_vm = test_ids },
+        { "capabilities", .own_vm = test_capabilities },
+        { "notify-address", .own_vm = test_notify_address },
         { "window", test_window },
         { "window-elsewhere", test_window_elsewhere },
-        { "queue-registers", test_queue_registers },
+        { "queue-registers", test_queue_registers,
+          .props = ",num-queues=4,vectors=8" },
         { "queue-enable", test_queue_enable },
         { "queue-moved", test_queue_moved },
         { "queue-stays-reset", test_queue_stays_reset },
         { "bad-writes", test_bad_writes },
-        { "vectors", test_vectors },
+        { "vectors", test_vectors, .props = ",num-queues=4,vectors=8" },
         { "remap", test_remap },
-        { "isr", test_isr },
-        { "isr-load", test_isr_load },
-        { "legacy-registers", test_legacy_registers },
-        { "legacy-cache", test_legacy_cache },
-        { "legacy-early", test_legacy_early },
-        { "legacy-bit-30", test_legacy_bit_30 },
+        { "isr", test_isr, .idle = true },
+        { "isr-load", test_isr_load, .idle = true },
+        { "legacy-registers", .own_vm = test_legacy_registers },
+        { "legacy-cache", .own_vm = test_legacy_cache },
+        { "legacy-early", .own_vm = test_legacy_early },
+        { "legacy-bit-30", .own_vm = test_legacy_bit_30 },
         { "legacy-after-modern", test_legacy_after_modern },
     };
 

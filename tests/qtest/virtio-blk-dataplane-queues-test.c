@@ -23,7 +23,6 @@
 #define MIB (1024 * 1024)
 #define IMAGE_SIZE (32 * MIB)
 #define OK VIRTIO_BLK_S_OK
-#define PCIHP_EJECT 0xae08
 #define BEYOND_RAM (65ull * MIB)
 #define RING_NUM 32
 #define DEPTH 3
@@ -139,30 +138,6 @@ static void assert_all_work(DpDisk *disk, const Layout *layout)
         g_assert_cmpint(dp_rw(reader, VIRTIO_BLK_T_IN, 8 * i, 4096, seed),
                         ==, OK);
     }
-}
-
-static void vm_stop(DpVm *vm)
-{
-    dp_qmp_ok(vm, NULL, "{'execute': 'stop'}");
-}
-
-static void vm_cont(DpVm *vm)
-{
-    dp_qmp_ok(vm, NULL, "{'execute': 'cont'}");
-}
-
-/* A drained section */
-static void resize(DpVm *vm, DpLoad *load)
-{
-    dp_qmp_ok(vm, load, "{'execute': 'block_resize', 'arguments': {"
-              " 'node-name': 'n0', 'size': %d}}", IMAGE_SIZE);
-}
-
-static void unplug(DpVm *vm)
-{
-    qtest_qmp_device_del_send(vm->qts, "d0");
-    qtest_outl(vm->qts, PCIHP_EJECT, 1 << DP_SLOT);
-    qtest_qmp_eventwait(vm->qts, "DEVICE_DELETED");
 }
 
 /* --- what is offered ------------------------------------------------- */
@@ -304,7 +279,7 @@ static void test_counters(const void *opaque)
 
 /* --- fewer queues than there are ------------------------------------- */
 
-/* Whatever asks about queues is asked, about those that are not used too */
+/* Run all queries about queues, those that are not used included */
 static void query_all(DpVm *vm, DpLoad *load, const Layout *layout)
 {
     const char *path = "/machine/peripheral/d0/virtio-backend";
@@ -344,10 +319,10 @@ static void run_fewer(DpVm *vm, const Layout *layout, uint64_t mask)
     for (unsigned i = 0; i < 2; i++) {
         dp_load_run(load, 30);
         dp_load_send(load);
-        vm_stop(vm);
+        dp_stop(vm);
         query_all(vm, NULL, layout);
-        vm_cont(vm);
-        resize(vm, load);
+        dp_cont(vm);
+        dp_resize(vm, load, IMAGE_SIZE);
         query_all(vm, load, layout);
     }
     assert_serving(vm);
@@ -383,7 +358,7 @@ static void test_fewer(const void *opaque)
         disk = disk_probe(vm, layout, mask);
         dp_disk_start(disk, DP_F_ALL);
         check_unused(disk, layout, mask);
-        unplug(vm);
+        dp_unplug(vm);
         dp_disk_free(disk);
         dp_vm_quit(vm);
     }
@@ -401,7 +376,7 @@ static void check_queue_off(DpDisk *queue, DpLoad *others)
     dp_irq(queue);
     dp_kick_always(queue);
     dp_load_run(others, 20);
-    resize(queue->vm, others);
+    dp_resize(queue->vm, others, IMAGE_SIZE);
     dp_kick_always(queue);
     dp_load_run(others, 20);
     g_assert_false(dp_irq(queue));
@@ -482,9 +457,9 @@ static void test_queue_reset_for_good(const void *opaque)
         }
         load = dp_load_new_queues(disk, DEPTH, 0);
         dp_load_run(load, 20);
-        vm_stop(vm);
-        vm_cont(vm);
-        resize(vm, load);
+        dp_stop(vm);
+        dp_cont(vm);
+        dp_resize(vm, load, IMAGE_SIZE);
         dp_load_finish(load);
         assert_served(vm, layout);
         for (unsigned j = 0; j < layout->num; j++) {
@@ -575,15 +550,15 @@ static void full_release(Full *f)
 static void full_stop(Full *f)
 {
     fill(f, 2);
-    vm_stop(f->vm);
-    vm_cont(f->vm);
+    dp_stop(f->vm);
+    dp_cont(f->vm);
     expect_done(f, 2);
 }
 
 static void full_resize(Full *f)
 {
     fill(f, 3);
-    resize(f->vm, NULL);
+    dp_resize(f->vm, NULL, IMAGE_SIZE);
     expect_done(f, 3);
 }
 
@@ -643,7 +618,7 @@ static void full_system_reset(Full *f)
 static void full_unplug(Full *f)
 {
     fill(f, 8);
-    unplug(f->vm);
+    dp_unplug(f->vm);
     for (unsigned i = 0; i < f->layout->num; i++) {
         dp_ring_forget(dp_disk_queue(f->disk, i));
     }
@@ -673,7 +648,7 @@ static void test_full(const void *opaque)
 
 /* --- notifications --------------------------------------------------- */
 
-/* A request whose interrupt nobody waits for */
+/* A request that is polled for */
 static void run_silently(DpDisk *queue)
 {
     DpReq *req = dp_req(queue, VIRTIO_BLK_T_FLUSH, 0, 0);
@@ -710,8 +685,8 @@ static void run_suppression(DpDisk *disk, const Layout *layout,
         run_silently(dp_disk_queue(disk, i));
     }
     /* Sends all that is due */
-    vm_stop(disk->vm);
-    vm_cont(disk->vm);
+    dp_stop(disk->vm);
+    dp_cont(disk->vm);
     for (unsigned i = 0; i < layout->num; i++) {
         DpDisk *queue = dp_disk_queue(disk, i);
         bool on = i % 2 == parity;
@@ -766,8 +741,8 @@ static void test_no_vector(const void *opaque)
         }
     }
     run_silently(mute);
-    vm_stop(vm);
-    vm_cont(vm);
+    dp_stop(vm);
+    dp_cont(vm);
     g_assert_false(dp_irq(mute));
     run_silently(mute);
     dp_disk_free(disk);
@@ -815,14 +790,14 @@ static void test_broken(const void *opaque)
         dp_load_send(load);
         break_queue(dp_disk_queue(disk, i));
         dp_assert_broken(disk);
-        vm_stop(vm);
+        dp_stop(vm);
         used = used_in_all(disk, layout);
-        vm_cont(vm);
+        dp_cont(vm);
         for (unsigned j = 0; j < layout->num; j++) {
             dp_kick_always(dp_disk_queue(disk, j));
         }
-        vm_stop(vm);
-        vm_cont(vm);
+        dp_stop(vm);
+        dp_cont(vm);
         g_assert_cmphex(dp_status(disk) & VIRTIO_CONFIG_S_NEEDS_RESET, !=, 0);
         g_assert_cmpuint(used_in_all(disk, layout), ==, used);
 
@@ -839,7 +814,7 @@ static void test_broken(const void *opaque)
 }
 
 /*
- * What QEMU traces goes into a pipe that is soon full.  Until somebody reads
+ * What QEMU traces goes into a pipe that is soon full.  Until the test reads
  * from it, the thread that traces waits, in the middle of what it does.
  */
 typedef struct Gate {
@@ -1021,8 +996,8 @@ static void run_broken_elsewhere(const Layout *layout, Gate *gate,
     g_test_message("told %s", qatomic_read(&gate->open) ? "afterwards"
                                                         : "meanwhile");
 
-    vm_stop(vm);
-    vm_cont(vm);
+    dp_stop(vm);
+    dp_cont(vm);
     dp_disk_reset(disk);
     for (unsigned i = 0; i < GATE_BATCH; i++) {
         dp_req_free(disk, req[i]);
@@ -1112,7 +1087,7 @@ static void end_section(DpVm *vm)
 }
 
 /*
- * covers: E2, D5: a disk is reset in somebody else's drained section, which
+ * covers: E2, D5: a disk is reset in the drained section of another, which
  * does not wait for a handler that has been called and has not begun to submit.
  * The reset does, or the handler would find a device that is stopped.
  */
@@ -1273,7 +1248,7 @@ static void unplug_unnamed(DpVm *vm, DpDisk *disk, unsigned threads)
     gint64 deadline = dp_deadline();
 
     dp_disk_free(disk);
-    unplug(vm);
+    dp_unplug(vm);
     while (count_threads(vm) != threads) {
         dp_check_deadline(deadline, "an IOThread to go");
     }

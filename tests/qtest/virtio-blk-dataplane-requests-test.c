@@ -17,8 +17,6 @@
 #include "virtio-blk-dataplane-common.h"
 
 #define MIB (1024 * 1024)
-#define IMAGE_SIZE (4 * MIB)
-#define CAPACITY (IMAGE_SIZE / DP_SECTOR)
 
 #define OK VIRTIO_BLK_S_OK
 #define IOERR VIRTIO_BLK_S_IOERR
@@ -74,12 +72,10 @@ static void one_framing(DpDisk *disk, DpFraming framing, uint32_t len)
  * SPLIT-20, SPLIT-21, SPLIT-22, SPLIT-23, SPLIT-24, SPLIT-25, ROBS-24, FEAT-9,
  * VQ-5
  */
-static void test_read_write(const void *opaque)
+static void test_read_write(DpDisk *disk)
 {
     static const uint32_t sizes[] = { 512, 1024, 4096, 65536 };
-    const DpMode *mode = opaque;
-    DpVm *vm = dp_vm_file(mode, IMAGE_SIZE, "");
-    DpDisk *disk = dp_disk_new(vm, DP_F_ALL);
+    const DpMode *mode = disk->vm->mode;
 
     for (unsigned i = 0; i < ARRAY_SIZE(sizes); i++) {
         for (DpFraming f = 0; f < DP_FRAMING__MAX; f++) {
@@ -88,17 +84,11 @@ static void test_read_write(const void *opaque)
             }
         }
     }
-    dp_assert_mode(vm, mode);
-    dp_disk_free(disk);
-    dp_vm_quit(vm);
 }
 
 /* covers: BLKR-5, BLKR-7: a write leaves its neighbours alone */
-static void test_neighbours(const void *opaque)
+static void test_neighbours(DpDisk *disk)
 {
-    DpVm *vm = dp_vm_file(opaque, IMAGE_SIZE, "");
-    DpDisk *disk = dp_disk_new(vm, DP_F_ALL);
-
     for (unsigned i = 0; i < 3; i++) {
         g_assert_cmpint(dp_rw(disk, VIRTIO_BLK_T_OUT, 100 + i, 512, i),
                         ==, OK);
@@ -107,8 +97,6 @@ static void test_neighbours(const void *opaque)
     g_assert_cmpint(dp_rw(disk, VIRTIO_BLK_T_IN, 100, 512, 0), ==, OK);
     g_assert_cmpint(dp_rw(disk, VIRTIO_BLK_T_IN, 101, 512, 77), ==, OK);
     g_assert_cmpint(dp_rw(disk, VIRTIO_BLK_T_IN, 102, 512, 2), ==, OK);
-    dp_disk_free(disk);
-    dp_vm_quit(vm);
 }
 
 typedef struct RangeCase {
@@ -121,17 +109,17 @@ typedef struct RangeCase {
 
 /* A case is named by what it covers; the store must not change. */
 static const RangeCase range_cases[] = {
-    { "BLKR-6 last sector", VIRTIO_BLK_T_IN, CAPACITY - 1, 512, OK },
+    { "BLKR-6 last sector", VIRTIO_BLK_T_IN, DP_CAPACITY - 1, 512, OK },
     { "ROBB-3", VIRTIO_BLK_T_IN, 0, 511, IOERR },
     { "ROBB-3", VIRTIO_BLK_T_IN, 0, 513, IOERR },
     { "ROBB-4", VIRTIO_BLK_T_OUT, 0, 511, IOERR },
     { "ROBB-4", VIRTIO_BLK_T_OUT, 0, 513, IOERR },
-    { "ROBB-5 from the end", VIRTIO_BLK_T_IN, CAPACITY, 512, IOERR },
-    { "ROBB-5 beyond", VIRTIO_BLK_T_IN, CAPACITY + 1, 512, IOERR },
-    { "ROBB-5 across", VIRTIO_BLK_T_IN, CAPACITY - 1, 1024, IOERR },
-    { "ROBB-6 from the end", VIRTIO_BLK_T_OUT, CAPACITY, 512, IOERR },
-    { "ROBB-6 beyond", VIRTIO_BLK_T_OUT, CAPACITY + 1, 512, IOERR },
-    { "ROBB-6 across", VIRTIO_BLK_T_OUT, CAPACITY - 1, 1024, IOERR },
+    { "ROBB-5 from the end", VIRTIO_BLK_T_IN, DP_CAPACITY, 512, IOERR },
+    { "ROBB-5 beyond", VIRTIO_BLK_T_IN, DP_CAPACITY + 1, 512, IOERR },
+    { "ROBB-5 across", VIRTIO_BLK_T_IN, DP_CAPACITY - 1, 1024, IOERR },
+    { "ROBB-6 from the end", VIRTIO_BLK_T_OUT, DP_CAPACITY, 512, IOERR },
+    { "ROBB-6 beyond", VIRTIO_BLK_T_OUT, DP_CAPACITY + 1, 512, IOERR },
+    { "ROBB-6 across", VIRTIO_BLK_T_OUT, DP_CAPACITY - 1, 1024, IOERR },
     { "ROBB-7", VIRTIO_BLK_T_IN, UINT64_MAX, 512, IOERR },
     { "ROBB-7", VIRTIO_BLK_T_OUT, UINT64_MAX, 512, IOERR },
     { "ROBB-7", VIRTIO_BLK_T_IN, 1ull << 55, 512, IOERR },
@@ -143,13 +131,10 @@ static const RangeCase range_cases[] = {
 };
 
 /* covers: BLKR-6, ROBB-3, ROBB-4, ROBB-5, ROBB-6, ROBB-7, ROBB-8 */
-static void test_range(const void *opaque)
+static void test_range(DpDisk *disk)
 {
-    DpVm *vm = dp_vm_file(opaque, IMAGE_SIZE, "");
-    DpDisk *disk = dp_disk_new(vm, DP_F_ALL);
-
     g_assert_cmpint(dp_rw(disk, VIRTIO_BLK_T_OUT, 0, 1024, 1), ==, OK);
-    g_assert_cmpint(dp_rw(disk, VIRTIO_BLK_T_OUT, CAPACITY - 2, 1024, 2),
+    g_assert_cmpint(dp_rw(disk, VIRTIO_BLK_T_OUT, DP_CAPACITY - 2, 1024, 2),
                     ==, OK);
     for (unsigned i = 0; i < ARRAY_SIZE(range_cases); i++) {
         const RangeCase *c = &range_cases[i];
@@ -160,10 +145,8 @@ static void test_range(const void *opaque)
                         ==, c->status);
     }
     g_assert_cmpint(dp_rw(disk, VIRTIO_BLK_T_IN, 0, 1024, 1), ==, OK);
-    g_assert_cmpint(dp_rw(disk, VIRTIO_BLK_T_IN, CAPACITY - 2, 1024, 2),
+    g_assert_cmpint(dp_rw(disk, VIRTIO_BLK_T_IN, DP_CAPACITY - 2, 1024, 2),
                     ==, OK);
-    dp_disk_free(disk);
-    dp_vm_quit(vm);
 }
 
 /* Run a request whose chain the caller built; returns its status. */
@@ -190,10 +173,8 @@ static uint8_t run_chain(DpDisk *disk, DpReq *req, const DpSeg *seg,
 }
 
 /* covers: ROBB-10: data of the wrong direction is no data */
-static void test_direction(const void *opaque)
+static void test_direction(DpDisk *disk)
 {
-    DpVm *vm = dp_vm_file(opaque, IMAGE_SIZE, "");
-    DpDisk *disk = dp_disk_new(vm, DP_F_ALL);
     DpReq *in = dp_req(disk, VIRTIO_BLK_T_IN, 8, 512);
     DpReq *out = dp_req(disk, VIRTIO_BLK_T_OUT, 8, 512);
     DpSeg wrong_in[] = {
@@ -218,16 +199,12 @@ static void test_direction(const void *opaque)
 
     dp_req_free(disk, in);
     dp_req_free(disk, out);
-    dp_disk_free(disk);
-    dp_vm_quit(vm);
 }
 
 /* covers: ROBB-11, BLKR-2: more room than the status byte needs */
-static void test_long_status(const void *opaque)
+static void test_long_status(DpDisk *disk)
 {
     static const uint32_t types[] = { VIRTIO_BLK_T_OUT, VIRTIO_BLK_T_FLUSH };
-    DpVm *vm = dp_vm_file(opaque, IMAGE_SIZE, "");
-    DpDisk *disk = dp_disk_new(vm, DP_F_ALL);
 
     for (unsigned i = 0; i < ARRAY_SIZE(types); i++) {
         DpReq *req = dp_req(disk, types[i], 0, 512);
@@ -241,16 +218,12 @@ static void test_long_status(const void *opaque)
         g_assert_cmpint(run_chain(disk, req, seg, 3), ==, OK);
         dp_req_free(disk, req);
     }
-    dp_disk_free(disk);
-    dp_vm_quit(vm);
 }
 
 /* covers: VQ-4, SPLIT-8, SPLIT-26, BLKC-5, ROBB-9: chains of all lengths */
-static void test_long_chain(const void *opaque)
+static void test_long_chain(DpDisk *disk)
 {
     static const unsigned counts[] = { 1, 2, 15, 16, 17, 126, 254, 510 };
-    DpVm *vm = dp_vm_file(opaque, IMAGE_SIZE, ",queue-size=512");
-    DpDisk *disk = dp_disk_probe(vm, "d0", DP_SLOT);
     g_autofree DpSeg *seg = g_new0(DpSeg, 512);
 
     disk->want_num = 512;
@@ -271,19 +244,15 @@ static void test_long_chain(const void *opaque)
         g_assert_cmpint(dp_rw(disk, VIRTIO_BLK_T_IN, 16, n * 512, n), ==, OK);
         dp_req_free(disk, out);
     }
-    dp_disk_free(disk);
-    dp_vm_quit(vm);
 }
 
 /*
  * covers: SPLIT-2, PACK-2, PACK-4, PACK-20, PACK-21, PCI-23: small rings,
  * which wrap often; 0 ends those that a split ring can have
  */
-static void test_queue_size(const void *opaque)
+static void test_queue_size(DpDisk *disk)
 {
     static const unsigned sizes[] = { 2, 4, 8, 128, 0, 1, 3, 5, 7, 100 };
-    DpVm *vm = dp_vm_file(opaque, IMAGE_SIZE, "");
-    DpDisk *disk = dp_disk_probe(vm, "d0", DP_SLOT);
 
     for (unsigned i = 0; i < ARRAY_SIZE(sizes); i++) {
         if (!sizes[i]) {
@@ -302,15 +271,13 @@ static void test_queue_size(const void *opaque)
             g_assert_cmpint(dp_run(disk, req), ==, OK);
             req->type = VIRTIO_BLK_T_IN;
             req->to_guest = true;
-            qtest_memset(vm->qts, req->data, 0, 512);
+            qtest_memset(disk->vm->qts, req->data, 0, 512);
             g_assert_cmpint(dp_run(disk, req), ==, OK);
             g_assert_true(dp_req_matches(disk, req, j));
             dp_req_free(disk, req);
         }
-        dp_assert_mode(vm, opaque);
+        dp_assert_as_asked(disk);
     }
-    dp_disk_free(disk);
-    dp_vm_quit(vm);
 }
 
 /*
@@ -337,7 +304,7 @@ static void check_used_desc(DpDisk *disk, const DpReq *req, uint16_t pos,
     g_assert_cmphex(le16_to_cpu(desc.flags), ==, lap);
 }
 
-static void test_used_desc(const void *opaque)
+static void test_used_desc(DpDisk *disk)
 {
     static const struct {
         uint32_t type;
@@ -348,11 +315,9 @@ static void test_used_desc(const void *opaque)
         { VIRTIO_BLK_T_IN, 0, 512, OK },
         { VIRTIO_BLK_T_OUT, 0, 512, OK },
         { VIRTIO_BLK_T_FLUSH, 0, 0, OK },
-        { VIRTIO_BLK_T_IN, CAPACITY, 512, IOERR },
+        { VIRTIO_BLK_T_IN, DP_CAPACITY, 512, IOERR },
     };
-    const DpMode *mode = opaque;
-    DpVm *vm = dp_vm_file(mode, IMAGE_SIZE, "");
-    DpDisk *disk = dp_disk_probe(vm, "d0", DP_SLOT);
+    const DpMode *mode = disk->vm->mode;
 
     disk->want_num = 5;
     dp_disk_start(disk, DP_F_ALL);
@@ -368,14 +333,12 @@ static void test_used_desc(const void *opaque)
         g_assert_cmpuint(disk->used_idx, ==, disk->avail_idx);
         dp_req_free(disk, req);
     }
-    dp_disk_free(disk);
-    dp_vm_quit(vm);
 }
 
 /* --- flush and the write cache --------------------------------------- */
 
 /* covers: BLKR-9, BLKR-21, ROBB-14, ROBB-15, ROBB-23 (type 5) */
-static void test_flush(const void *opaque)
+static void test_flush(DpDisk *disk)
 {
     static const struct {
         uint32_t type;
@@ -384,13 +347,11 @@ static void test_flush(const void *opaque)
     } cases[] = {
         { VIRTIO_BLK_T_FLUSH, 0, 0 },
         { VIRTIO_BLK_T_FLUSH, 1, 0 },
-        { VIRTIO_BLK_T_FLUSH, CAPACITY + 1, 0 },
+        { VIRTIO_BLK_T_FLUSH, DP_CAPACITY + 1, 0 },
         { VIRTIO_BLK_T_FLUSH, 0, 512 },
         { VIRTIO_BLK_T_FLUSH | VIRTIO_BLK_T_OUT, 0, 0 },
     };
-    const DpMode *mode = opaque;
-    DpVm *vm = dp_vm_file(mode, IMAGE_SIZE, "");
-    DpDisk *disk = dp_disk_new(vm, DP_F_ALL);
+    const DpMode *mode = disk->vm->mode;
     DpInfo info;
 
     for (unsigned i = 0; i < ARRAY_SIZE(cases); i++) {
@@ -402,12 +363,10 @@ static void test_flush(const void *opaque)
         dp_req_free(disk, req);
     }
     if (mode->plane) {
-        dp_info(vm, "d0", &info);
+        dp_info(disk->vm, "d0", &info);
         g_assert_cmpint(info.flushes, ==, ARRAY_SIZE(cases));
         g_assert_cmpint(info.completed, ==, ARRAY_SIZE(cases));
     }
-    dp_disk_free(disk);
-    dp_vm_quit(vm);
 }
 
 static void write_wce(DpDisk *disk, uint8_t value)
@@ -431,7 +390,7 @@ static DpVm *vm_flush_fails(const DpMode *mode)
 {
     g_autofree char *path = dp_tmp("disk.qcow2");
 
-    g_assert_true(mkimg(path, "qcow2", IMAGE_SIZE / MIB));
+    g_assert_true(mkimg(path, "qcow2", DP_IMAGE_SIZE / MIB));
     return dp_vm_start(
         "-blockdev '{\"driver\": \"qcow2\", \"node-name\": \"n0\","
         " \"file\": {\"driver\": \"blkdebug\", \"image\": {"
@@ -449,7 +408,7 @@ static DpVm *vm_flush_fails(const DpMode *mode)
  * covers: BLKC-14, WCE-1, WCE-2, WCE-6, WCE-10, WCE-11, ROBB-29, BLKR-11: a
  * disk whose flush fails shows when a write is made stable
  */
-static void test_write_cache(const void *opaque)
+static void test_write_cache(const DpMode *mode)
 {
     DpVm *vm;
     DpDisk *disk;
@@ -458,7 +417,7 @@ static void test_write_cache(const void *opaque)
         g_test_skip("needs qemu-img, named by QTEST_QEMU_IMG");
         return;
     }
-    vm = vm_flush_fails(opaque);
+    vm = vm_flush_fails(mode);
     disk = dp_disk_new(vm, DP_F_ALL);
 
     g_assert_cmpuint(read_wce(disk), ==, 1);
@@ -485,10 +444,8 @@ static void test_write_cache(const void *opaque)
 }
 
 /* covers: WCE-7: the cache mode changes while writes are in flight */
-static void test_write_cache_toggle(const void *opaque)
+static void test_write_cache_toggle(DpDisk *disk)
 {
-    DpVm *vm = dp_vm_file(opaque, IMAGE_SIZE, "");
-    DpDisk *disk = dp_disk_new(vm, DP_F_ALL);
     DpLoad *load = dp_load_new(disk, 8, 0);
 
     for (unsigned i = 0; i < 40; i++) {
@@ -497,14 +454,12 @@ static void test_write_cache_toggle(const void *opaque)
         dp_load_run(load, 8);
     }
     dp_load_finish(load);
-    dp_disk_free(disk);
-    dp_vm_quit(vm);
 }
 
 /* --- get-id ---------------------------------------------------------- */
 
 /* covers: BLKR-18, BLKR-19, BLKR-21, ROBB-12, ROBB-13 */
-static void test_get_id(const void *opaque)
+static void test_get_id(const DpMode *mode)
 {
     static const char *const serials[] = {
         "", "serial", "exactly-20-character", "more-than-20-characters"
@@ -513,7 +468,7 @@ static void test_get_id(const void *opaque)
 
     for (unsigned i = 0; i < ARRAY_SIZE(serials); i++) {
         g_autofree char *props = g_strdup_printf(",serial=%s", serials[i]);
-        DpVm *vm = dp_vm_null(opaque, "", props);
+        DpVm *vm = dp_vm_null(mode, "", props);
         DpDisk *disk = dp_disk_new(vm, DP_F_ALL);
 
         for (unsigned j = 0; j < ARRAY_SIZE(sizes); j++) {
@@ -572,10 +527,10 @@ static const DwzCase dwz_cases[] = {
     { "ROBB-17", DISCARD, 16, 8, 0, 2, UNSUPP },
     { "ROBB-18", ZEROES, 0, 4096 + 1, 0, 1, IOERR },
     { "ROBB-18", DISCARD, 0, 4096 + 1, 0, 1, IOERR },
-    { "ROBB-19", ZEROES, CAPACITY, 1, 0, 1, IOERR },
-    { "ROBB-19", ZEROES, CAPACITY - 1, 2, 0, 1, IOERR },
+    { "ROBB-19", ZEROES, DP_CAPACITY, 1, 0, 1, IOERR },
+    { "ROBB-19", ZEROES, DP_CAPACITY - 1, 2, 0, 1, IOERR },
     { "ROBB-19", ZEROES, UINT64_MAX, 8, 0, 1, IOERR },
-    { "ROBB-19", DISCARD, CAPACITY - 1, 2, 0, 1, IOERR },
+    { "ROBB-19", DISCARD, DP_CAPACITY - 1, 2, 0, 1, IOERR },
     { "ROBB-19", DISCARD, UINT64_MAX - 1, 2, 0, 1, IOERR },
     { "ROBB-20", ZEROES, 16, 0, 0, 1, OK },
     { "ROBB-20", DISCARD, 16, 0, 0, 1, OK },
@@ -621,13 +576,8 @@ static void check_zeroes(DpDisk *disk, const DwzCase *c)
  * covers: DWZ-1, DWZ-2, DWZ-3, DWZ-4, DWZ-5, DWZ-8, DWZ-9, DWZ-10, DWZ-13,
  * DWZ-15, BLKC-16, BLKC-17, BLKR-21, ROBB-17, ROBB-18, ROBB-19, ROBB-20
  */
-static void test_discard_write_zeroes(const void *opaque)
+static void test_discard_write_zeroes(DpDisk *disk)
 {
-    DpVm *vm = dp_vm_file(opaque, IMAGE_SIZE,
-                          ",max-discard-sectors=4096"
-                          ",max-write-zeroes-sectors=4096");
-    DpDisk *disk = dp_disk_new(vm, DP_F_ALL);
-
     g_assert_cmpuint(qvirtio_config_readl(disk->vdev, 36), ==, 4096);
     g_assert_cmpuint(qvirtio_config_readl(disk->vdev, 40), ==, 1);
     g_assert_cmpuint(qvirtio_config_readl(disk->vdev, 48), ==, 4096);
@@ -647,20 +597,16 @@ static void test_discard_write_zeroes(const void *opaque)
         check_zeroes(disk, c);
         dp_req_free(disk, req);
     }
-    dp_disk_free(disk);
-    dp_vm_quit(vm);
 }
 
 /*
  * covers: ROBB-16: the parser gives up on a segment that is too short; the
  * reaction asked for is IOERR, QEMU's request code marks the device broken.
  */
-static void test_short_segment(const void *opaque)
+static void test_short_segment(DpDisk *disk)
 {
     static const uint32_t types[] = { DISCARD, ZEROES };
     static const uint32_t sizes[] = { 0, 1, 15 };
-    DpVm *vm = dp_vm_file(opaque, IMAGE_SIZE, "");
-    DpDisk *disk = dp_disk_probe(vm, "d0", DP_SLOT);
 
     for (unsigned i = 0; i < ARRAY_SIZE(types); i++) {
         for (unsigned j = 0; j < ARRAY_SIZE(sizes); j++) {
@@ -677,15 +623,12 @@ static void test_short_segment(const void *opaque)
     }
     dp_disk_start(disk, DP_F_ALL);
     dp_assert_works(disk);
-    dp_disk_free(disk);
-    dp_vm_quit(vm);
 }
 
 /* covers: BLKR-12, BLKR-13, BLKR-14, BLKC-24: a read-only disk */
-static void test_read_only(const void *opaque)
+static void test_read_only(const DpMode *mode)
 {
-    const DpMode *mode = opaque;
-    g_autofree char *path = dp_image("disk.img", IMAGE_SIZE);
+    g_autofree char *path = dp_image("disk.img", DP_IMAGE_SIZE);
     const DwzCase zeroes = { "", ZEROES, 0, 1, 0, 1, IOERR };
     const DwzCase discard = { "", DISCARD, 0, 1, 0, 1, IOERR };
     DpVm *vm = dp_vm_start(
@@ -749,11 +692,10 @@ static const TypeCase unknown_types[] = {
 };
 
 /* covers: BLKR-15, BLKR-16, ZONE-1, ZONE-14, G2 */
-static void test_unknown(const void *opaque)
+static void test_unknown(DpDisk *disk)
 {
-    const DpMode *mode = opaque;
-    DpVm *vm = dp_vm_null(mode, "", "");
-    DpDisk *disk = dp_disk_new(vm, DP_F_ALL);
+    const DpMode *mode = disk->vm->mode;
+    DpVm *vm = disk->vm;
     DpInfo info;
 
     g_assert_false(disk->features & (1ull << VIRTIO_BLK_F_ZONED));
@@ -774,8 +716,6 @@ static void test_unknown(const void *opaque)
         g_assert_cmpint(info.completed, ==, ARRAY_SIZE(unknown_types));
         g_assert_cmpint(info.in_flight, ==, 0);
     }
-    dp_disk_free(disk);
-    dp_vm_quit(vm);
 }
 
 /* --- SCSI, on the legacy interface ----------------------------------- */
@@ -827,12 +767,8 @@ static void one_scsi(DpDisk *disk, const ScsiCase *c, uint32_t type)
 }
 
 /* covers: LEG-1, LEG-4, LEG-9, LEG-23, LEG-25, G1 */
-static void test_scsi_legacy(const void *opaque)
+static void test_scsi_legacy(DpDisk *disk)
 {
-    const DpMode *mode = opaque;
-    DpVm *vm = dp_vm_file(mode, IMAGE_SIZE, ",disable-modern=on");
-    DpDisk *disk = dp_disk_new(vm, DP_F_ALL);
-
     g_assert_true(disk->features & (1ull << VIRTIO_BLK_F_SCSI));
     g_assert_false(disk->features & (1ull << VIRTIO_F_VERSION_1));
     for (unsigned i = 0; i < ARRAY_SIZE(scsi_cases); i++) {
@@ -841,34 +777,24 @@ static void test_scsi_legacy(const void *opaque)
                                        VIRTIO_BLK_T_OUT);
     }
     dp_assert_works(disk);
-    dp_assert_mode(vm, mode);
-    dp_disk_free(disk);
-    dp_vm_quit(vm);
 }
 
 /* covers: LEG-25: the same from a modern driver */
-static void test_scsi_modern(const void *opaque)
+static void test_scsi_modern(DpDisk *disk)
 {
-    DpVm *vm = dp_vm_file(opaque, IMAGE_SIZE, "");
-    DpDisk *disk = dp_disk_new(vm, DP_F_ALL);
-
     g_assert_false(disk->features & (1ull << VIRTIO_BLK_F_SCSI));
     for (unsigned i = 0; i < ARRAY_SIZE(scsi_cases); i++) {
         one_scsi(disk, &scsi_cases[i], VIRTIO_BLK_T_SCSI_CMD);
     }
-    dp_disk_free(disk);
-    dp_vm_quit(vm);
 }
 
 /*
  * covers: LEG-1, LEG-4, LEG-9, LEG-20, LEG-26, LEG-27, LEG-28, IRQ-15, IRQ-17:
  * all framings through the legacy interface, and INTx
  */
-static void test_legacy(const void *opaque)
+static void test_legacy(DpDisk *disk)
 {
-    const DpMode *mode = opaque;
-    DpVm *vm = dp_vm_file(mode, IMAGE_SIZE, ",disable-modern=on");
-    DpDisk *disk = dp_disk_probe(vm, "d0", DP_SLOT);
+    const DpMode *mode = disk->vm->mode;
 
     for (unsigned intx = 0; intx < 2; intx++) {
         disk->no_msix = intx;
@@ -883,27 +809,18 @@ static void test_legacy(const void *opaque)
         }
         g_assert_cmpint(run_plain(disk, VIRTIO_BLK_T_FLUSH | VIRTIO_BLK_T_OUT,
                                   0, 0), ==, OK);
-        dp_assert_mode(vm, mode);
+        dp_assert_as_asked(disk);
     }
-    dp_disk_free(disk);
-    dp_vm_quit(vm);
 }
 
 /* covers: IRQ-15, IRQ-17: modern driver with INTx */
-static void test_intx(const void *opaque)
+static void test_intx(DpDisk *disk)
 {
-    const DpMode *mode = opaque;
-    DpVm *vm = dp_vm_file(mode, IMAGE_SIZE, "");
-    DpDisk *disk = dp_disk_probe(vm, "d0", DP_SLOT);
-
     disk->no_msix = true;
     dp_disk_start(disk, DP_F_ALL);
     for (unsigned i = 0; i < 20; i++) {
         dp_assert_works(disk);
     }
-    dp_assert_mode(vm, mode);
-    dp_disk_free(disk);
-    dp_vm_quit(vm);
 }
 
 /* --- many at once ---------------------------------------------------- */
@@ -912,11 +829,8 @@ static void test_intx(const void *opaque)
  * covers: SPLIT-4, NOTIF-8, VQ-2, BLKR-20: as many as fit, with one kick;
  * neighbouring requests are merged, and not so if the user forbids it
  */
-static void run_batch(const DpMode *mode, bool merging)
+static void run_batch(DpDisk *disk, bool merging)
 {
-    DpVm *vm = dp_vm_file(mode, IMAGE_SIZE,
-                          merging ? "" : ",request-merging=off");
-    DpDisk *disk = dp_disk_new(vm, DP_F_ALL);
     DpReq *req[64];
     DpInfo info;
 
@@ -943,31 +857,25 @@ static void run_batch(const DpMode *mode, bool merging)
             break;
         }
     }
-    if (mode->plane) {
-        dp_info(vm, "d0", &info);
+    if (disk->vm->mode->plane) {
+        dp_info(disk->vm, "d0", &info);
         g_assert_cmpint(info.reads, ==, ARRAY_SIZE(req));
         g_assert_cmpint(info.writes, ==, ARRAY_SIZE(req));
         g_assert_cmpint(info.completed, ==, 2 * ARRAY_SIZE(req));
         g_assert_cmpint(info.in_flight, ==, 0);
         g_assert_cmpint(info.batches, >=, 2);
-        if (merging) {
-            g_assert_cmpint(info.merged, ==, ARRAY_SIZE(req));
-        } else {
-            g_assert_cmpint(info.merged, ==, 0);
-        }
+        g_assert_cmpint(info.merged, ==, merging ? ARRAY_SIZE(req) : 0);
     }
-    dp_disk_free(disk);
-    dp_vm_quit(vm);
 }
 
-static void test_batch(const void *opaque)
+static void test_batch(DpDisk *disk)
 {
-    run_batch(opaque, true);
+    run_batch(disk, true);
 }
 
-static void test_batch_unmerged(const void *opaque)
+static void test_batch_unmerged(DpDisk *disk)
 {
-    run_batch(opaque, false);
+    run_batch(disk, false);
 }
 
 #define LAPS_BATCH 256
@@ -1012,11 +920,9 @@ static void run_lap(DpDisk *disk)
  * covers: SPLIT-4, SPLIT-13, SPLIT-17, SPLIT-35, SPLIT-37: indices run over,
  * and a used_event that stays 0 asks for one interrupt in 65536 buffers
  */
-static void test_index_wrap(const void *opaque)
+static void test_index_wrap(DpDisk *disk)
 {
-    const DpMode *mode = opaque;
-    DpVm *vm = dp_vm_null(mode, "", "");
-    DpDisk *disk = dp_disk_new(vm, DP_F_ALL);
+    const DpMode *mode = disk->vm->mode;
     unsigned laps = 65536 / LAPS_BATCH;
     DpInfo info;
 
@@ -1031,7 +937,7 @@ static void test_index_wrap(const void *opaque)
 
         do {
             dp_check_deadline(deadline, "all requests to be counted");
-            dp_info(vm, "d0", &info);
+            dp_info(disk->vm, "d0", &info);
         } while (info.completed != 65536);
         g_assert_cmpint(info.flushes, ==, 65536);
         g_assert_cmpint(info.sent, ==, 1);
@@ -1043,8 +949,6 @@ static void test_index_wrap(const void *opaque)
     while (!dp_irq(disk)) {
         /* the interrupt of buffer 65537 */
     }
-    dp_disk_free(disk);
-    dp_vm_quit(vm);
 }
 
 int main(int argc, char **argv)
@@ -1055,24 +959,28 @@ int main(int argc, char **argv)
         { "range", test_range },
         { "direction", test_direction },
         { "long-status", test_long_status },
-        { "long-chain", test_long_chain },
-        { "queue-size", test_queue_size },
-        { "used-desc", test_used_desc, DP_PACKED_RING },
+        { "long-chain", test_long_chain, .props = ",queue-size=512",
+          .idle = true },
+        { "queue-size", test_queue_size, .idle = true },
+        { "used-desc", test_used_desc, DP_PACKED_RING, .idle = true },
         { "flush", test_flush },
-        { "write-cache", test_write_cache },
+        { "write-cache", .own_vm = test_write_cache },
         { "write-cache-toggle", test_write_cache_toggle },
-        { "get-id", test_get_id },
-        { "discard-write-zeroes", test_discard_write_zeroes },
-        { "short-segment", test_short_segment },
-        { "read-only", test_read_only },
-        { "unknown", test_unknown },
-        { "scsi-legacy", test_scsi_legacy },
+        { "get-id", .own_vm = test_get_id },
+        { "discard-write-zeroes", test_discard_write_zeroes,
+          .props = ",max-discard-sectors=4096"
+                   ",max-write-zeroes-sectors=4096" },
+        { "short-segment", test_short_segment, .idle = true },
+        { "read-only", .own_vm = test_read_only },
+        { "unknown", test_unknown, .null = "" },
+        { "scsi-legacy", test_scsi_legacy, .props = ",disable-modern=on" },
         { "scsi-modern", test_scsi_modern },
-        { "legacy", test_legacy },
-        { "intx", test_intx },
+        { "legacy", test_legacy, .props = ",disable-modern=on", .idle = true },
+        { "intx", test_intx, .idle = true },
         { "batch", test_batch },
-        { "batch-unmerged", test_batch_unmerged },
-        { "index-wrap", test_index_wrap, DP_SPLIT_RING },
+        { "batch-unmerged", test_batch_unmerged,
+          .props = ",request-merging=off" },
+        { "index-wrap", test_index_wrap, DP_SPLIT_RING, .null = "" },
     };
 
     g_test_init(&argc, &argv, NULL);

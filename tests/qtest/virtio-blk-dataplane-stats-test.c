@@ -163,8 +163,8 @@ static void check_stats(DpVm *vm, const Stats *want, bool at_once)
     assert_stats(&got, want);
 
     /* Nor is anything accounted for later */
-    dp_qmp_ok(vm, NULL, "{'execute': 'stop'}");
-    dp_qmp_ok(vm, NULL, "{'execute': 'cont'}");
+    dp_stop(vm);
+    dp_cont(vm);
     read_stats(vm, &got);
     assert_stats(&got, want);
 }
@@ -180,7 +180,7 @@ static void set_histogram(DpVm *vm)
 
 typedef struct Op {
     uint32_t type;
-    int kind;                   /* whose statistics; KINDS: nobody's */
+    int kind;                   /* of statistics; KINDS: of none */
     uint8_t status;
     bool fails;                 /* as opposed to: is invalid */
 } Op;
@@ -407,21 +407,20 @@ static void run_batches(const DpMode *mode, const char *backend)
 }
 
 /* covers: M4, E16: each request is counted, once, in batches of any size */
-static void test_batches(const void *opaque)
+static void test_batches(const DpMode *mode)
 {
-    run_batches(opaque, "");
+    run_batches(mode, "");
 }
 
 /* covers: M4: same, all of a batch being in flight together */
-static void test_batches_in_flight(const void *opaque)
+static void test_batches_in_flight(const DpMode *mode)
 {
-    run_batches(opaque, ", \"latency-ns\": 200000");
+    run_batches(mode, ", \"latency-ns\": 200000");
 }
 
 /* covers: M4, WCE-10: flushes that fail */
-static void test_failing_flushes(const void *opaque)
+static void test_failing_flushes(const DpMode *mode)
 {
-    const DpMode *mode = opaque;
     const BatchCase write = { "write", { &op_write } };
     const BatchCase fails = { "failing flushes", { &op_flush_fails } };
     DpVm *vm = vm_stats(mode, FAIL("flush", ""), "", "");
@@ -438,9 +437,8 @@ static void test_failing_flushes(const void *opaque)
 }
 
 /* covers: M4, BLKR-11: an error that is ignored is a success */
-static void test_ignored(const void *opaque)
+static void test_ignored(const DpMode *mode)
 {
-    const DpMode *mode = opaque;
     static const Op *const fails[] = { &op_read, &op_read_fails, NULL };
     static const Op *const counts[] = { &op_read, &op_read, NULL };
     DpVm *vm = vm_stats(mode, FAIL_ALL, "", ",rerror=ignore");
@@ -463,10 +461,9 @@ static void test_ignored(const void *opaque)
 }
 
 /* covers: M4, D6: what is parked and done after cont is counted, once */
-static void test_parked(const void *opaque)
+static void test_parked(const DpMode *mode)
 {
     static const Op *const writes[] = { &op_write, NULL };
-    const DpMode *mode = opaque;
     /* Sector 64 * 3 is that of request 3 */
     DpVm *vm = vm_stats(mode, FAIL("write", ", \"sector\": 192, "
                                    "\"once\": true"), "", ",werror=stop");
@@ -476,7 +473,7 @@ static void test_parked(const void *opaque)
 
     batch_send(&batch, disk, &want);
     qtest_qmp_eventwait(vm->qts, "STOP");
-    dp_qmp_ok(vm, NULL, "{'execute': 'cont'}");
+    dp_cont(vm);
     batch_wait(&batch, disk);
     check_stats(vm, &want, mode->plane);
     batch_check(&batch, disk, false);
@@ -504,11 +501,8 @@ static void run_drained(const DpMode *mode, void (*end)(DpDisk *disk))
         end(disk);
         read_stats(vm, &got);
         assert_stats(&got, &want);
-        for (unsigned j = 0; j < batch.n; j++) {
-            batch.req[j]->in_flight = false;
-            dp_req_free(disk, batch.req[j]);
-        }
-        dp_qmp_ok(vm, NULL, "{'execute': 'cont'}");
+        dp_req_drop(disk, batch.req, batch.n);
+        dp_cont(vm);
         dp_release(disk);
         dp_disk_start(disk, DP_F_ALL);
     }
@@ -518,15 +512,15 @@ static void run_drained(const DpMode *mode, void (*end)(DpDisk *disk))
 
 static void end_by_stop(DpDisk *disk)
 {
-    dp_qmp_ok(disk->vm, NULL, "{'execute': 'stop'}");
+    dp_stop(disk->vm);
     dp_reap(disk);
     g_assert_cmpuint(disk->pending, ==, 0);
 }
 
 /* covers: M4, D3: nothing waits to be accounted for when the machine stops */
-static void test_stop(const void *opaque)
+static void test_stop(const DpMode *mode)
 {
-    run_drained(opaque, end_by_stop);
+    run_drained(mode, end_by_stop);
 }
 
 static void end_by_reset(DpDisk *disk)
@@ -535,9 +529,9 @@ static void end_by_reset(DpDisk *disk)
 }
 
 /* covers: M4, STAT-12: nor when the driver resets the device */
-static void test_reset(const void *opaque)
+static void test_reset(const DpMode *mode)
 {
-    run_drained(opaque, end_by_reset);
+    run_drained(mode, end_by_reset);
 }
 
 /* --- intervals ------------------------------------------------------- */
@@ -589,11 +583,10 @@ static void check_intervals(DpVm *vm, double *one, int64_t reads,
 }
 
 /* covers: M4: intervals see each request of a batch, too */
-static void test_intervals(const void *opaque)
+static void test_intervals(const DpMode *mode)
 {
     static const Op *const one_read[] = { &op_read, NULL };
     static const Op *const ops[] = { &op_read, &op_write, &op_flush, NULL };
-    const DpMode *mode = opaque;
     DpVm *vm = dp_vm_start("-drive if=none,id=drv0,driver=null-co,"
                            "read-zeroes=on,size=%d,"
                            "stats-intervals.0=100000,"
@@ -848,47 +841,38 @@ static void run_merging(const DpMode *mode, bool merging)
     dp_vm_quit(vm);
 }
 
-/* covers: M4, BLKR-20: who is a neighbour, and whose data goes where */
-static void test_merging(const void *opaque)
+/* covers: M4, BLKR-20: neighbours are merged, and all data is in its place */
+static void test_merging(const DpMode *mode)
 {
-    run_merging(opaque, true);
+    run_merging(mode, true);
 }
 
-/* covers: M4: nobody is, if the user says so */
-static void test_merging_off(const void *opaque)
+/* covers: M4: nothing is merged if the user forbids it */
+static void test_merging_off(const DpMode *mode)
 {
-    run_merging(opaque, false);
-}
-
-/* The plane, and QEMU's own path to compare it with */
-static void add_test(const DpTest *test, const DpMode *mode)
-{
-    g_autofree char *path =
-        g_strdup_printf("/virtio-blk-dataplane/stats/%s/%s", test->name,
-                        mode->name);
-
-    qtest_add_data_func(path, mode, test->fn);
+    run_merging(mode, false);
 }
 
 int main(int argc, char **argv)
 {
     static const DpTest tests[] = {
-        { "batches", test_batches },
-        { "batches-in-flight", test_batches_in_flight },
-        { "failing-flushes", test_failing_flushes },
-        { "ignored", test_ignored },
-        { "parked", test_parked },
-        { "stop", test_stop },
-        { "reset", test_reset },
-        { "intervals", test_intervals },
-        { "merging", test_merging },
-        { "merging-off", test_merging_off },
+        { "batches", .own_vm = test_batches },
+        { "batches-in-flight", .own_vm = test_batches_in_flight },
+        { "failing-flushes", .own_vm = test_failing_flushes },
+        { "ignored", .own_vm = test_ignored },
+        { "parked", .own_vm = test_parked },
+        { "stop", .own_vm = test_stop },
+        { "reset", .own_vm = test_reset },
+        { "intervals", .own_vm = test_intervals },
+        { "merging", .own_vm = test_merging },
+        { "merging-off", .own_vm = test_merging_off },
     };
 
     g_test_init(&argc, &argv, NULL);
     for (unsigned i = 0; i < ARRAY_SIZE(tests); i++) {
-        add_test(&tests[i], &dp_mode_iothread);
-        add_test(&tests[i], &dp_mode_off);
+        /* The plane, and QEMU's own path to compare it with */
+        dp_add_row("stats", &tests[i], &dp_mode_iothread);
+        dp_add_row("stats", &tests[i], &dp_mode_off);
     }
     return g_test_run();
 }
