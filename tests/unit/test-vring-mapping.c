@@ -1102,7 +1102,8 @@ static void test_translate(void)
                          host);
             }
             g_assert(!vring_ram_table_translate(table, addr, left + 1, &hint));
-            g_assert(!vring_ram_table_translate(table, addr, UINT64_MAX, &hint));
+            g_assert(!vring_ram_table_translate(table, addr, UINT64_MAX,
+                                                &hint));
         }
     }
     vring_ram_table_unref(table);

@@ -721,7 +721,7 @@ void test_queue_start_at(TestQueue *q, uint16_t idx)
     driver_set_used_idx(&q->drv, idx);
 }
 
-void test_queue_pop_buf(TestQueue *q, VirtQueueElement *elem, VringBuffer *buf)
+void test_queue_pop_buf(TestQueue *q, VirtQueueElement *elem, VringVectors *buf)
 {
     g_assert_cmpint(vring_pop(&q->vring, elem, buf), ==, 1);
 }

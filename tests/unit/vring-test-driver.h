@@ -307,7 +307,7 @@ void test_queue_pop(TestQueue *q, VirtQueueElement *elem);
 
 /* Likewise into a buffer of its own */
 void test_queue_pop_buf(TestQueue *q, VirtQueueElement *elem,
-                        VringBuffer *buf);
+                        VringVectors *buf);
 
 /**
  * test_queue_take: the driver finds a used buffer, which is this one
