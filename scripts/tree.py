@@ -41,6 +41,9 @@ BLOBS_PROOF = 'pc-bios/edk2-x86_64-code.fd.bz2'
 BLOBS_LINE = b'\nif unpack_edk2_blobs\n'
 BLOBS_OFF = b'\nif false  # no firmware images in this source package\n'
 
+# scripts/series has branches of these names besides those of the topics.
+NO_TOPICS = ('all', 'base')
+
 # Our stanza follows QEMU's own one for the device.
 STANZA_AFTER = b'\nvirtio-blk\n'
 
@@ -104,11 +107,21 @@ class Patch:
         return [old[2:] for old, _ in pairs]
 
 
+class Topic:
+    """Mails that a subsystem can take by themselves, after some others'."""
+
+    def __init__(self, name, needs, line):
+        self.name = name
+        self.needs = needs
+        self.line = line
+
+
 class Mail:
     """One mail of the series: its message, files and patches."""
 
-    def __init__(self, slug, line):
+    def __init__(self, slug, topic, line):
         self.slug = slug
+        self.topic = topic
         self.line = line
         self.files = []
         self.patches = []
@@ -125,6 +138,7 @@ class Plan:
         self.author = None
         self.overlay = []
         self.ours = []
+        self.topics = []
         self.mails = []
         self._read()
         self.patches = {name: Patch(name) for name in self._series()}
@@ -147,10 +161,10 @@ class Plan:
             self.author = ' '.join(values)
         elif word in ('overlay', 'ours') and values:
             getattr(self, word).extend(v.rstrip('/') for v in values)
+        elif word == 'topic' and values:
+            self._begin_topic(where, number, values)
         elif word == 'mail' and len(values) == 1:
-            if any(m.slug == values[0] for m in self.mails):
-                raise Wrong(f'{where}: there are two mails {values[0]}')
-            self.mails.append(Mail(values[0], number))
+            self._begin_mail(where, number, values[0])
         elif word not in ('file', 'patch', 'maintainers'):
             raise Wrong(f'{where}: "{word}" is not understood; '
                         'the format is told at the top of the plan')
@@ -162,6 +176,31 @@ class Plan:
             self._add(where, word, values[0])
         else:
             raise Wrong(f'{where}: {word} takes one name, maintainers none')
+
+    def _begin_topic(self, where, number, values):
+        names = [t.name for t in self.topics]
+        name, needs = values[0], values[2:]
+        if values[1:2] not in ([], ['on']) or len(values) == 2:
+            raise Wrong(f'{where}: topic takes a name, and may take "on" and '
+                        'the names of topics')
+        if name in names or name in NO_TOPICS:
+            raise Wrong(f'{where}: {name} is already the name of a branch')
+        for need in needs:
+            if need not in names:
+                raise Wrong(f'{where}: no topic {need} stands before {name}')
+        self.topics.append(Topic(name, needs, number))
+
+    def _begin_mail(self, where, number, slug):
+        if not self.topics:
+            raise Wrong(f'{where}: mail {slug} stands before the first topic')
+        if any(m.slug == slug for m in self.mails):
+            raise Wrong(f'{where}: there are two mails {slug}')
+        self.mails.append(Mail(slug, self.topics[-1].name, number))
+
+    def numbers(self, topic):
+        """Of the topic's mails; the first mail is 1."""
+        return [i for i, mail in enumerate(self.mails, 1)
+                if mail.topic == topic.name]
 
     def _add(self, where, word, name):
         for mail in self.mails:
@@ -227,6 +266,10 @@ class Plan:
                 raise Wrong(f'{name} is in no mail; add it to patches/plan')
         self._check_patches()
         self._check_mails()
+        for topic in self.topics:
+            if not self.numbers(topic):
+                raise Wrong(f'patches/plan:{topic.line}: topic {topic.name} '
+                            'has no mails')
 
     def _check_patches(self):
         planned = [p for m in self.mails for p in m.patches]
@@ -558,6 +601,14 @@ def command_check(_args):
     print(len(plan.mails))
 
 
+def command_topics(_args):
+    """Print each topic: its name, first and last mail, and what it needs."""
+    plan = Plan()
+    for topic in plan.topics:
+        numbers = plan.numbers(topic)
+        print(topic.name, numbers[0], numbers[-1], *topic.needs)
+
+
 def command_author(_args):
     print(Plan().author)
 
@@ -568,17 +619,23 @@ def command_message(args):
 
 
 def command_state(args):
-    """Write all files that the series touches, as they are after some mails
-    (none: as they are in QEMU)."""
+    """Write all files that the series touches, as they are in QEMU."""
     plan = Plan()
-    last = State(plan, args.pristine)
-    last.add_mails(len(plan.mails))
-    now = State(plan, args.pristine)
-    now.add_mails(args.mails)
-    for path in last.content:
-        value = now.content.get(path) or now.original(path)
+    state = State(plan, args.pristine)
+    state.add_mails(len(plan.mails))
+    for path in state.content:
+        value = state.original(path)
         if value:
             write_if_changed(Path(args.folder) / path, *value)
+
+
+def command_step(args):
+    """Take a folder from the state before a mail to that after it."""
+    plan = Plan()
+    state = State(plan, args.folder)
+    state.add_mail(plan.mails[args.number - 1])
+    for path, value in state.content.items():
+        write_if_changed(Path(args.folder) / path, *value)
 
 
 def command_compare(args):
@@ -633,9 +690,11 @@ def parse():
     command(command_sync, 'pristine', 'tree', 'identity').add_argument(
         '--mails', type=int, help='only the first MAILS mails')
     command(command_check)
+    command(command_topics)
     command(command_author)
     command(command_message, 'number')
-    command(command_state, 'pristine', 'mails', 'folder')
+    command(command_state, 'pristine', 'folder')
+    command(command_step, 'number', 'folder')
     command(command_compare, 'pristine', 'tree', 'mailed')
     return parser.parse_args()
 
