@@ -156,16 +156,25 @@ static QDict *entry_of(QDict *rsp, const char *node)
     return NULL;
 }
 
+/* The number @key in the part @of of what a query says of a node */
+static int64_t node_int(QDict *rsp, const char *node, const char *of,
+                        const char *key)
+{
+    QDict *info = entry_of(rsp, node);
+    int64_t value;
+
+    g_assert_nonnull(info);
+    value = qdict_get_int(qdict_get_qdict(info, of), key);
+    qobject_unref(rsp);
+    return value;
+}
+
 static int64_t node_length(Guest *g, const char *node)
 {
     QDict *rsp = dp_qmp(g->vm, NULL, "{'execute': 'query-named-block-nodes',"
                         " 'arguments': {'flat': true}}");
-    QDict *info = entry_of(rsp, node);
-    int64_t length;
+    int64_t length = node_int(rsp, node, "image", "virtual-size");
 
-    g_assert_nonnull(info);
-    length = qdict_get_int(qdict_get_qdict(info, "image"), "virtual-size");
-    qobject_unref(rsp);
     g_assert_cmpint(length, >=, 0);
     return length;
 }
@@ -329,14 +338,8 @@ static int64_t highest_offset(Guest *g, const char *node)
 {
     QDict *rsp = dp_qmp(g->vm, NULL, "{'execute': 'query-blockstats',"
                         " 'arguments': {'query-nodes': true}}");
-    QDict *info = entry_of(rsp, node);
-    int64_t offset;
 
-    g_assert_nonnull(info);
-    offset = qdict_get_int(qdict_get_qdict(info, "stats"),
-                           "wr_highest_offset");
-    qobject_unref(rsp);
-    return offset;
+    return node_int(rsp, node, "stats", "wr_highest_offset");
 }
 
 /* Each is opened above "busy" and goes again, which may move "busy" */

@@ -710,10 +710,14 @@ static const struct {
     { "packed", ",packed=on" },
 };
 
-typedef struct ParkedCase {
-    const char *props;
+typedef struct Pair {
     const DpMode *here;
     const DpMode *there;
+} Pair;
+
+typedef struct ParkedCase {
+    const char *props;
+    const Pair *pair;
 } ParkedCase;
 
 /*
@@ -725,27 +729,28 @@ static void test_parked(const void *opaque)
     const ParkedCase *c = opaque;
     g_autofree char *props = parked_props(c->props);
     g_autofree char *rules = parked_rules();
-    Guest *g = guest_start_failing(c->here, props);
+    Guest *g = guest_start_failing(c->pair->here, props);
     DpReq *req[PARKED];
 
-    park(g, req, c->here);
-    hop_stopped(g, c->there, PRECOPY, rules);
+    park(g, req, c->pair->here);
+    hop_stopped(g, c->pair->there, PRECOPY, rules);
     dp_cont(g->vm);
     wait_parked(g->vm, g->disk, req);
-    hop_stopped(g, c->here, TO_FILE, NULL);
+    hop_stopped(g, c->pair->here, TO_FILE, NULL);
     unpark(g, req);
-    guest_finish(g, c->here);
+    guest_finish(g, c->pair->here);
 }
 
-static void add_parked(const DpMode *here, const DpMode *there)
+static void add_parked(const Pair *pair)
 {
     for (unsigned i = 0; i < ARRAY_SIZE(parked_kinds); i++) {
         g_autofree char *path =
             g_strdup_printf("/virtio-blk-dataplane/migration/parked/%s/%s-%s",
-                            parked_kinds[i].name, here->name, there->name);
+                            parked_kinds[i].name, pair->here->name,
+                            pair->there->name);
         ParkedCase *c = g_new(ParkedCase, 1);
 
-        *c = (ParkedCase) { parked_kinds[i].props, here, there };
+        *c = (ParkedCase) { parked_kinds[i].props, pair };
         qtest_add_data_func_full(path, c, test_parked, g_free);
     }
 }
@@ -974,15 +979,10 @@ static Guest *guest_start_qcow2(const DpMode *mode)
     return g;
 }
 
-typedef struct SnapshotCase {
-    const DpMode *here;
-    const DpMode *there;
-} SnapshotCase;
-
 /* covers: M9: savevm with a full queue, loadvm in another process */
 static void test_snapshot_elsewhere(const void *opaque)
 {
-    const SnapshotCase *c = opaque;
+    const Pair *c = opaque;
     Guest *g = guest_start_qcow2(c->here);
     DpReq *late = fill_queue(g);
 
@@ -1024,20 +1024,18 @@ static void test_snapshot_rewind(const DpMode *mode)
     /* Its memory belongs to the guest's VM, which is gone */
 }
 
-static void add_snapshots(const DpMode *here, const DpMode *there)
+static void add_snapshots(const Pair *pair)
 {
     g_autofree char *path =
         g_strdup_printf("/virtio-blk-dataplane/migration/snapshot/%s-%s",
-                        here->name, there->name);
-    SnapshotCase *c = g_new(SnapshotCase, 1);
+                        pair->here->name, pair->there->name);
 
-    *c = (SnapshotCase) { here, there };
-    qtest_add_data_func_full(path, c, test_snapshot_elsewhere, g_free);
+    qtest_add_data_func(path, pair, test_snapshot_elsewhere);
 }
 
 int main(int argc, char **argv)
 {
-    static const DpMode *const pairs[][2] = {
+    static const Pair pairs[] = {
         { &dp_mode_iothread, &dp_mode_off },
         { &dp_mode_off, &dp_mode_iothread },
         { &dp_mode_iothread, &dp_mode_private },
@@ -1052,8 +1050,8 @@ int main(int argc, char **argv)
     g_test_init(&argc, &argv, NULL);
     add_loads();
     for (unsigned i = 0; i < ARRAY_SIZE(pairs); i++) {
-        add_parked(pairs[i][0], pairs[i][1]);
-        add_snapshots(pairs[i][0], pairs[i][1]);
+        add_parked(&pairs[i]);
+        add_snapshots(&pairs[i]);
     }
     qtest_add_data_func("/virtio-blk-dataplane/migration/failures",
                         &dp_mode_iothread, test_failures);
