@@ -125,6 +125,12 @@ release_lock() {
     unset DATAPLANE_LOCK_OF
 }
 
+# patched_unit_tests: prints QEMU's own unit tests that the patches extend.
+patched_unit_tests() {
+    sed -n 's|^+++ b/\(tests/unit/test-[^.]*\)\.c$|\1|p' \
+        "$ROOT"/patches/*.patch | sort -u
+}
+
 # need_space MIB: refuse to begin what the disk has no room for.
 need_space() {
     local want=$1 have dir=$BUILD
