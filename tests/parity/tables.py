@@ -136,7 +136,7 @@ class Comparison:
             if isinstance(left[1], dict) and '!files' in left[1]:
                 for name in left[1]['!files']:
                     if not self._same_image(name, plane, stock):
-                        raise Unlike(f'the content of {name} differs')
+                        raise Difference(f'the content of {name} differs')
             found = find(left[1], right[1], left[0])
             if found and not self._excused(*found[1:]):
                 raise Unlike(
@@ -170,22 +170,26 @@ class Sum:
     refused: List[str] = field(default_factory=list)
 
 
-def judge(row: Row, tools: Tools, templates: Templates) -> Tuple[Sum, int]:
+def judge(row: Row, tools: Tools, templates: Templates
+          ) -> Tuple[Sum, List[str]]:
     """
-    Runs a row until nothing differs, and says how often something did.
+    Runs a row until nothing differs, and returns what differed before.
 
     What a job reads, or which of two events comes first, depends on the host's
     scheduler, with the plane and without. The plane's own differences are
-    there each time. A QEMU that crashes or hangs is not tried again.
+    there each time. A QEMU that crashes or hangs, and an image with other
+    data, is not tried again.
 
     :raise Difference: when there is one each time.
     """
-    for tried in range(TRIES):
+    differed: List[str] = []
+    while True:
         try:
-            return run_row(row, tools, templates), tried
+            return run_row(row, tools, templates), differed
         except Unlike as error:
-            last = error
-    raise last
+            differed.append(str(error))
+            if len(differed) == TRIES:
+                raise
 
 
 def run_row(row: Row, tools: Tools, templates: Templates) -> Sum:
