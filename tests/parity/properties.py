@@ -60,6 +60,7 @@ PROPERTIES: Dict[str, Any] = {
     'config-wce': Values(BOOLS),
     'write-cache': Values(AUTO),
     'x-enable-wce-if-config-wce': Values(BOOLS),
+    'x-direct': Values(BOOLS),
     'discard': Values(BOOLS),
     'write-zeroes': Values(BOOLS),
     'max-discard-sectors': Values(SECTORS),

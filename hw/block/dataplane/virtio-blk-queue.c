@@ -107,6 +107,8 @@ VirtioBlkDataPlaneQueueInfo *data_plane_queue_info(DataPlaneQueue *q,
     info->notifications_sent = qatomic_read_u64(&stats->notified);
     info->notifications_suppressed = qatomic_read_u64(&stats->suppressed);
     info->merged = qatomic_read_u64(&stats->merged);
+    info->direct = qatomic_read_u64(&q->direct.direct);
+    info->not_direct = g_strdup(qatomic_read(&q->direct.refusal));
     /* Read it first: a request that ends meanwhile counts as in flight. */
     info->in_flight = qatomic_read_u64(&stats->released);
     info->in_flight = qatomic_read_u64(&stats->popped) - info->in_flight;
@@ -578,7 +580,7 @@ static void queue_refresh_memory(DataPlaneQueue *q)
 static void handle_notify(DataPlaneQueue *q)
 {
     VirtIODevice *vdev = queue_vdev(q);
-    MultiReqBuffer mrb = {};
+    MultiReqBuffer mrb = { .direct = q->s->conf.x_direct ? &q->direct : NULL };
     unsigned budget = q->vring.config.num;
     unsigned total = 0;
     bool more;
@@ -724,6 +726,7 @@ void data_plane_queue_init(DataPlaneQueue *q, VirtIOBlock *s, unsigned index,
     q->vq = virtio_get_queue(VIRTIO_DEVICE(s), index);
     q->index = index;
     q->quiesced = true;
+    blk_direct_init(&q->direct, s->blk, virtio_blk_direct_complete);
     data_plane_bounce_init(&q->bounce, &bounce_ops, VIRTIO_DEVICE(s), index);
 }
 
@@ -733,6 +736,7 @@ void data_plane_queue_cleanup(DataPlaneQueue *q)
 
     assert(!q->active);
     assert(q->stats.popped == q->stats.released);
+    assert(!q->direct.held);
     data_plane_bounce_cleanup(&q->bounce);
     pool_abandon(q);
 }

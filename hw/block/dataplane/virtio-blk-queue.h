@@ -123,6 +123,8 @@ struct DataPlaneQueue {
 
     DataPlanePool *pool;        /* NULL before the first ring */
 
+    BlkDirect direct;           /* requests past the block layer's coroutines */
+
     DataPlaneBounce bounce;     /* requests whose buffers are not in RAM */
 
     DataPlaneStats stats;

@@ -1,0 +1,158 @@
+/*
+ * Direct requests: reads and writes past the block layer's coroutines
+ *
+ * Which requests are submitted directly with x-direct=on, and what is said of
+ * those that are not.  What the block layer does with them is tested in
+ * tests/unit/test-block-direct.c.
+ *
+ * Copyright (c) 2026 the virtio-blk data plane authors
+ *
+ * SPDX-License-Identifier: GPL-2.0-or-later
+ */
+
+#include "qemu/osdep.h"
+#include "qobject/qdict.h"
+#include "qobject/qlist.h"
+#include "virtio-blk-dataplane-common.h"
+
+#define BYTES 4096
+#define BATCH 40                /* more than a MultiReqBuffer holds */
+
+/* The counter of direct requests; @refusal must be why others were not. */
+static int64_t count_direct(DpDisk *disk, const char *refusal)
+{
+    QDict *rsp = qtest_qmp(disk->vm->qts, "{'execute': 'qom-get',"
+                           " 'arguments': { 'property': 'x-data-plane-info',"
+                           " 'path': '/machine/peripheral/d0/virtio-backend'"
+                           " }}");
+    QList *queues = qdict_get_qlist(qdict_get_qdict(rsp, "return"), "queues");
+    QDict *queue = qobject_to(QDict, qlist_entry_obj(qlist_first(queues)));
+    int64_t n = qdict_get_int(queue, "direct");
+
+    g_assert_cmpstr(qdict_get_try_str(queue, "not-direct"), ==, refusal);
+    qobject_unref(rsp);
+    return n;
+}
+
+static void run(DpDisk *disk, uint32_t type, uint64_t sector)
+{
+    uint32_t len = type == VIRTIO_BLK_T_FLUSH ? 0 : BYTES;
+    DpReq *req = dp_req(disk, type, sector, len);
+
+    g_assert_cmpint(dp_run(disk, req), ==, VIRTIO_BLK_S_OK);
+    dp_req_free(disk, req);
+}
+
+static void test_counted(DpDisk *disk)
+{
+    g_assert_cmpint(count_direct(disk, NULL), ==, 0);
+    run(disk, VIRTIO_BLK_T_OUT, 8);
+    run(disk, VIRTIO_BLK_T_IN, 8);
+    g_assert_cmpint(count_direct(disk, NULL), ==, 2);
+    run(disk, VIRTIO_BLK_T_FLUSH, 0);
+    g_assert_cmpint(count_direct(disk, NULL), ==, 2);
+}
+
+/* Requests of a batch that are merged count as one. */
+static void run_batch(DpDisk *disk, unsigned stride)
+{
+    DpReq *req[BATCH];
+
+    for (unsigned i = 0; i < BATCH; i++) {
+        req[i] = dp_req(disk, VIRTIO_BLK_T_IN, i * stride, BYTES);
+        dp_submit(disk, req[i]);
+    }
+    dp_kick(disk);
+    for (unsigned i = 0; i < BATCH; i++) {
+        dp_poll(disk, req[i]);
+        g_assert_cmpint(req[i]->status, ==, VIRTIO_BLK_S_OK);
+        dp_req_free(disk, req[i]);
+    }
+}
+
+static void test_batch(DpDisk *disk)
+{
+    DpInfo info;
+
+    run_batch(disk, 3 * BYTES / DP_SECTOR);
+    g_assert_cmpint(count_direct(disk, NULL), ==, BATCH);
+    run_batch(disk, BYTES / DP_SECTOR);
+    dp_info(disk->vm, "d0", &info);
+    g_assert_cmpint(info.merged, >, 0);
+    g_assert_cmpint(count_direct(disk, NULL), ==, 2 * BATCH - info.merged);
+    g_assert_cmpint(info.reads, ==, 2 * BATCH);
+}
+
+static void test_off(DpDisk *disk)
+{
+    run(disk, VIRTIO_BLK_T_OUT, 8);
+    run(disk, VIRTIO_BLK_T_IN, 8);
+    g_assert_cmpint(count_direct(disk, NULL), ==, 0);
+}
+
+static void test_default(DpDisk *disk)
+{
+    test_off(disk);
+}
+
+static void assert_refused(DpDisk *disk, int64_t before, const char *refusal)
+{
+    run(disk, VIRTIO_BLK_T_OUT, 8);
+    run(disk, VIRTIO_BLK_T_IN, 8);
+    g_assert_cmpint(count_direct(disk, refusal), ==, before);
+}
+
+static void test_latency(DpDisk *disk)
+{
+    assert_refused(disk, 0, "the driver cannot with the node's options");
+}
+
+static void test_file(DpDisk *disk)
+{
+    assert_refused(disk, 0, "a node's driver has no direct path");
+}
+
+/* It is judged anew for each batch. */
+static void test_throttled(DpDisk *disk)
+{
+    static const char refusal[] = "the disk is throttled";
+
+    run(disk, VIRTIO_BLK_T_IN, 0);
+    dp_throttle(disk, "group", 1000000);
+    assert_refused(disk, 1, refusal);
+    dp_throttle(disk, "group", 0);
+    run(disk, VIRTIO_BLK_T_IN, 0);
+    g_assert_cmpint(count_direct(disk, refusal), ==, 2);
+}
+
+/* The lane of a queue outlives a stop and a reset. */
+static void test_restart(DpDisk *disk)
+{
+    run(disk, VIRTIO_BLK_T_IN, 0);
+    dp_stop(disk->vm);
+    dp_cont(disk->vm);
+    run(disk, VIRTIO_BLK_T_IN, 0);
+    dp_disk_reset(disk);
+    dp_disk_start(disk, DP_F_ALL);
+    run(disk, VIRTIO_BLK_T_IN, 0);
+    g_assert_cmpint(count_direct(disk, NULL), ==, 3);
+}
+
+int main(int argc, char **argv)
+{
+    static const char on[] = ",x-direct=on";
+    static const DpTest tests[] = {
+        { "counted", test_counted, .null = "", .props = on },
+        { "batch", test_batch, .null = "", .props = on },
+        { "off", test_off, .null = "", .props = ",x-direct=off" },
+        { "default", test_default, .null = "" },
+        { "latency", test_latency, .null = ",latency-ns=1", .props = on },
+        { "file", test_file, .props = on },
+        { "throttled", test_throttled, .null = "", .props = on },
+        { "restart", test_restart, .null = "", .props = on },
+    };
+
+    g_test_init(&argc, &argv, NULL);
+    dp_add_table("direct", tests, ARRAY_SIZE(tests), true);
+    return g_test_run();
+}
