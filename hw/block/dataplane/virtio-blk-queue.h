@@ -20,7 +20,7 @@
 typedef struct DataPlaneQueue DataPlaneQueue;
 
 /*
- * Publish after this many completions even if the batch goes on, so that a
+ * Publish after this many completions even in the middle of a batch, so that a
  * driver that is awake can already work on them.
  */
 #define DATA_PLANE_PUBLISH 8

@@ -8,33 +8,38 @@
  * Life of a Vring:
  *
  *   vring_setup()                  takes the queue over from QEMU's VirtQueue
- *     vring_refresh_memory()       whenever guest memory has changed
+ *     vring_refresh_memory()       for each batch, and when memory changes
  *     vring_disable_notification()
  *     vring_pop()                  until it returns 0
  *     vring_enable_notification()  true: look again
- *     vring_push()                 per request that is done
+ *     vring_push()                 per request that is done; or vring_detach()
+ *                                  or vring_unpop() instead
  *     vring_publish()              shows them to the driver, all at once
  *     vring_should_notify()        once after the last publish of a batch
  *   vring_teardown()               hands the queue back
  *
  * The objects: who owns them, what they point to, and how long they live
  *
- *   device
+ *   plane, from its start to its stop
  *     VringMemory         follows the RAM of an address space
  *       VringRamTable     the current list of RAM: counted, never changed, and
  *                         replaced when RAM comes or goes
  *         VringRamRegion  one piece of RAM, with a reference to it
  *   queue
  *     Vring               from vring_setup() to vring_teardown()
- *       VringArea         three: where the ring itself is
- *       VringRamRef       points to the VringRamTable that the Vring uses.
- *                         After a change of memory the old one lives until the
- *                         last element that uses it is given back.
+ *       VringArea         three: where the ring itself is.  Points into the
+ *                         VringRamTable, or owns a VringRamRegion per page.
+ *       VringRamRef       counts the elements that use a VringRamTable, and has
+ *                         a reference to that.  The Vring points to the current
+ *                         one; an old one is freed with its last element.
  *       VringOrderEntry   one per ring entry, with VIRTIO_F_IN_ORDER
  *   caller of vring_pop()
- *     VirtQueueElement    the buffer that was popped
+ *     VirtQueueElement    the buffer that was popped; its vectors are in the
+ *                         VringVectors, until both are pushed, detached or put
+ *                         back
  *     VringVectors        the arrays of the element's vectors.  Points to the
- *                         VringRamRef that keeps their memory alive.
+ *                         VringRamRef that keeps their memory alive; to none
+ *                         after vring_pin().
  *   vring_pop() while it runs
  *     VringChain          becomes the element: what has been read so far
  *     VringDescTable      where descriptors are read: the ring, or an indirect
@@ -43,7 +48,7 @@
  *
  * If a driver breaks the rules, vring_pop() returns an error.  From then on
  * the Vring is broken: it takes and publishes nothing until it is set up
- * again, which takes a device reset.  A ring whose memory has gone away is not
+ * again, which takes a device reset.  A ring whose memory was removed is not
  * broken but lost: vring_pop() returns an error until the memory returns.
  * Elements that are pushed meanwhile are dropped, and then the device needs a
  * reset, too.
@@ -69,7 +74,7 @@ typedef enum VringError {
     VRING_ERR_QUEUE_FULL,       /* more buffers in flight than the queue has */
     VRING_ERR_NEXT,             /* next is not a descriptor */
     VRING_ERR_LOOP,             /* chain longer than its table */
-    VRING_ERR_UNAVAILABLE,      /* list goes on where nothing is available */
+    VRING_ERR_UNAVAILABLE,      /* list continues in an unavailable one */
     VRING_ERR_TOO_LONG,         /* more than VIRTQUEUE_MAX_SIZE vectors */
     VRING_ERR_ORDER,            /* device-readable behind device-writable */
     VRING_ERR_ADDRESS,          /* buffer is not in accessible memory */
@@ -79,7 +84,7 @@ typedef enum VringError {
     VRING_ERR_INDIRECT_NEXT,    /* INDIRECT and NEXT in one descriptor */
     VRING_ERR_TABLE_LENGTH,     /* table length 0, uneven, or too large */
     VRING_ERR_TABLE_ADDRESS,    /* indirect table is not in RAM */
-    VRING_ERR_RING_LOST,        /* the ring's memory has gone away */
+    VRING_ERR_RING_LOST,        /* the ring's memory was removed */
     VRING_ERR__MAX,
 } VringError;
 
