@@ -56,6 +56,10 @@ PROGRAMS = {
     'skips-without-reason': (
         'echo 1..1; echo "ok 1 /a # SKIP"',
         ['skip skips-without-reason a: the test gives no reason']),
+    'control-characters': (
+        r'printf "1..1\\nok 1 /a - \\001\\033b\\n"; printf "\\014" >&2; exit 3',
+        ['ok control-characters a - b',
+         'not ok control-characters: exit status 3']),
     'skips-all': ('echo "1..0 # SKIP no KVM"', ['skip skips-all: no KVM']),
     'skips-and-crashes': ('echo "1..0 # SKIP no KVM"; kill -SEGV $$',
                           ['not ok skips-and-crashes: died of signal 11']),
