@@ -125,9 +125,10 @@ release_lock() {
     unset DATAPLANE_LOCK_OF
 }
 
-# patched_unit_tests: prints QEMU's own unit tests that the patches extend.
+# patched_unit_tests: prints QEMU's own unit tests that the patches extend, also
+# by their stubs.
 patched_unit_tests() {
-    sed -n 's|^+++ b/\(tests/unit/test-[^.]*\)\.c$|\1|p' \
+    sed -n -E 's#^\+\+\+ b/(tests/unit/(test-[^.]*|[^.]*-test))(-stubs)?\.c$#\1#p' \
         "$ROOT"/patches/*.patch | sort -u
 }
 
