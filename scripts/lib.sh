@@ -132,16 +132,20 @@ patched_unit_tests() {
         "$ROOT"/patches/*.patch | sort -u
 }
 
-# need_space MIB: refuse to begin what the disk has no room for.
+# need_space MIB [DIR]: refuse to begin what the disk of DIR, which is build/ by
+# default, has no room for.
 need_space() {
-    local want=$1 have dir=$BUILD
+    local want=$1 where=${2-$BUILD} have dir mend="free some"
+    dir=$where
+    [ "$where" != "$BUILD" ] ||
+        mend+=", or make build/ a symbolic link to a larger disk"
     while ! [ -e "$dir" ]; do
         dir=$(dirname -- "$dir")
     done
     have=$(($(df --output=avail -k -- "$dir" | tail -n 1) / 1024))
     [ "$have" -ge "$want" ] ||
-        die "no space: $want MiB are needed in $BUILD, $have MiB are free;" \
-            "free some, or make build/ a symbolic link to a larger disk"
+        die "no space: $want MiB are needed in $where, $have MiB are free;" \
+            "$mend"
 }
 
 # stamp_is NAME KEY: true if step NAME was finished with the same KEY.
