@@ -17,6 +17,8 @@ from pathlib import Path
 from typing import Iterable, List
 
 ROOT = Path(__file__).resolve().parent.parent.parent
+# QEMU's build has a Meson of its own.
+PYVENV = ROOT / 'build' / 'qemu' / 'pyvenv'
 
 # NAME: (what the shell does, the lines that are to be printed)
 PROGRAMS = {
@@ -84,7 +86,9 @@ def is_bad(lines: List[str]) -> bool:
 
 
 class Verdicts(unittest.TestCase):
-    """Of programs that end in a known way."""
+    """Of programs that end in a known way, with the system's Meson."""
+
+    meson = [sys.executable, '/usr/bin/meson']
 
     @classmethod
     def setUpClass(cls) -> None:
@@ -98,8 +102,7 @@ class Verdicts(unittest.TestCase):
         (source / 'unbuilt.c').touch()
         (source / 'gone').touch(mode=0o755)
         cls.build = source / 'build'
-        subprocess.run([sys.executable, '/usr/bin/meson', 'setup',
-                        str(cls.build), str(source)],
+        subprocess.run([*cls.meson, 'setup', str(cls.build), str(source)],
                        check=True, capture_output=True)
         (source / 'gone').unlink()
 
@@ -146,6 +149,18 @@ class Verdicts(unittest.TestCase):
                       ['passes', 'gone'], ['passes', 'unknown-*']):
             with self.subTest(names):
                 self.assertTrue(is_bad(self.run_tests(names, 1)))
+
+
+@unittest.skipUnless((PYVENV / 'bin' / 'meson').exists(), 'QEMU is not built')
+class VerdictsOfOwn(Verdicts):
+    """The same, with the Meson that QEMU's build has."""
+
+    meson = [str(PYVENV / 'bin' / 'meson')]
+
+    @classmethod
+    def setUpClass(cls) -> None:
+        super().setUpClass()
+        (cls.build / 'pyvenv').symlink_to(PYVENV)
 
 
 if __name__ == '__main__':
