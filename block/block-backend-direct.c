@@ -5,7 +5,7 @@
  * conditions none of that is needed; lane_refusal() and node_refusal() are the
  * list.  Does not know how data is transferred: block drivers do.
  *
- * The rules, each of which loses data or hangs when it is broken:
+ * Rules; breaking any of them loses data or hangs:
  *
  * - Count first, judge afterwards.  A drain does the opposite, so that one of
  *   the two sees the other.
@@ -30,6 +30,7 @@
 #include "block/block_int.h"
 #include "block/dirty-bitmap.h"
 #include "block/graph-lock.h"
+#include "block/write-threshold.h"
 #include "system/block-backend.h"
 #include "system/block-backend-direct.h"
 #include "system/replay.h"
@@ -56,7 +57,7 @@ static const char *node_write_refusal(BlockDriverState *bs, bool fua)
     if (bs->detect_zeroes != BLOCKDEV_DETECT_ZEROES_OPTIONS_OFF) {
         return "a node detects zeroes";
     }
-    if (qatomic_read(&bs->write_threshold_offset)) {
+    if (bdrv_write_threshold_get(bs)) {
         return "a node has a write threshold";
     }
     if (bs->bl.zoned != BLK_Z_NONE) {
@@ -82,6 +83,9 @@ static const char *node_refusal(BlockDriverState *bs, bool is_write, bool fua)
     if (bs->bl.has_variable_length) {
         return "a node has no fixed length";
     }
+    if (bs->drv->bdrv_co_is_inserted) {
+        return "a node may lose its medium";
+    }
     return is_write ? node_write_refusal(bs, fua) : NULL;
 }
 
@@ -100,8 +104,9 @@ static void lane_apply_limits(BlkDirect *lane, const BlockDriverState *bs)
 
 /* Walks from the root to the leaf */
 static const char *GRAPH_RDLOCK
-lane_find_nodes(BlkDirect *lane, BdrvChild *child, bool is_write)
+lane_find_nodes(BlkDirect *lane, BdrvChild *child)
 {
+    bool is_write = lane->is_write;
     unsigned n = 0;
 
     lane->length = INT64_MAX;
@@ -121,6 +126,9 @@ lane_find_nodes(BlkDirect *lane, BdrvChild *child, bool is_write)
         if (is_write && !(child->perm & BLK_PERM_WRITE)) {
             return "there is no permission to write";
         }
+        if (bs->open_flags & BDRV_O_NO_FLUSH) {
+            lane->fua = false;
+        }
         refusal = node_refusal(bs, is_write, lane->fua);
         if (refusal) {
             return refusal;
@@ -138,6 +146,7 @@ lane_find_nodes(BlkDirect *lane, BdrvChild *child, bool is_write)
             !bs->drv->bdrv_direct_passes(bs, is_write)) {
             return "a node's driver has no direct path";
         }
+        assert(bs->file);
         child = bs->file;
     }
 }
@@ -151,12 +160,24 @@ static void lane_lower_nodes(BlkDirect *lane, unsigned n)
     }
 }
 
+/*
+ * Do not raise counts in vain: serialising requests that wait for them would
+ * look at them again.
+ */
 static bool lane_raise_nodes(BlkDirect *lane, unsigned n)
 {
     bool alone = true;
 
     for (unsigned i = 0; i < lane->num_nodes; i++) {
+        if (qatomic_read(&lane->nodes[i]->serialising_in_flight)) {
+            return false;
+        }
+    }
+    for (unsigned i = 0; i < lane->num_nodes; i++) {
         alone &= bdrv_direct_begin(lane->nodes[i], n);
+    }
+    if (!alone) {
+        lane_lower_nodes(lane, n);
     }
     return alone;
 }
@@ -173,13 +194,12 @@ static void lane_release(BlkDirect *lane, unsigned n)
 }
 
 /*
- * Raises the counts of the nodes, or says why the batch cannot go; these counts
- * are as they were then.
+ * Raises the counts of the nodes.  Otherwise returns why the batch cannot be
+ * submitted directly.
  */
 static const char *TSA_NO_TSA
-lane_refusal(BlkDirect *lane, unsigned n, bool is_write)
+lane_open(BlkDirect *lane, unsigned n, bool is_write)
 {
-    bool empty = lane->held == n;
     BdrvChild *root;
     const char *refusal = blk_direct_root(lane->blk, &root);
 
@@ -189,14 +209,11 @@ lane_refusal(BlkDirect *lane, unsigned n, bool is_write)
     if (replay_mode != REPLAY_MODE_NONE) {
         return "requests are recorded or replayed";
     }
+    lane->is_write = is_write;
     lane->fua = is_write && !blk_enable_write_cache(lane->blk);
-    refusal = lane_find_nodes(lane, root, is_write);
+    refusal = lane_find_nodes(lane, root);
     if (!refusal && !lane_raise_nodes(lane, n)) {
-        lane_lower_nodes(lane, n);
         refusal = "a serialising request is in flight";
-    }
-    if (refusal && empty) {
-        lane->num_nodes = 0;
     }
     return refusal;
 }
@@ -212,7 +229,7 @@ bool blk_direct_begin(BlkDirect *lane, unsigned n, bool is_write)
     }
     lane->held += n;
     blk_direct_inc_in_flight(lane->blk, n);
-    refusal = lane_refusal(lane, n, is_write);
+    refusal = lane_open(lane, n, is_write);
     if (unlikely(refusal)) {
         trace_blk_direct_refused(lane->blk, n, is_write, refusal);
         qatomic_set(&lane->refusal, refusal);
@@ -236,21 +253,26 @@ static bool lane_fits(const BlkDirect *lane, int64_t offset,
 }
 
 bool blk_direct_rw(BlkDirect *lane, BdrvDirectReq *req, int64_t offset,
-                   QEMUIOVector *qiov, bool is_write)
+                   QEMUIOVector *qiov)
 {
-    BlockDriverState *leaf = lane->nodes[lane->num_nodes - 1];
+    BlockDriverState *leaf;
     int ret;
 
+    IO_CODE();
+    assert(lane->num_nodes);
     if (unlikely(!lane_fits(lane, offset, qiov))) {
+        qatomic_set(&lane->refusal, "a request exceeds a limit of a node");
         return false;
     }
     req->lane = lane;
     req->qiov = qiov;
     req->offset = offset;
-    req->is_write = is_write;
+    req->is_write = lane->is_write;
     req->fua = lane->fua;
+    leaf = lane->nodes[lane->num_nodes - 1];
     ret = leaf->drv->bdrv_direct_rw(leaf, req);
     if (unlikely(ret < 0)) {
+        qatomic_set(&lane->refusal, "the driver cannot with this request");
         return false;
     }
     if (ret) {
@@ -276,8 +298,9 @@ void bdrv_direct_done(BdrvDirectReq *req, bool ok)
 
 /*
  * A request that goes again is submitted while its share is held, so that a
- * drain waits for it without a gap.  It is not waited for here: it may have to
- * wait itself for a serialising request, which waits for this lane's counts.
+ * drain waits for it without a gap.  The share is given back without waiting
+ * for the request, which may wait for a serialising request that waits for the
+ * share.
  */
 static unsigned lane_complete(BlkDirect *lane)
 {

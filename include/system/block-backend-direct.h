@@ -16,7 +16,6 @@
 #ifndef BLOCK_BACKEND_DIRECT_H
 #define BLOCK_BACKEND_DIRECT_H
 
-#include "qemu/iov.h"
 #include "qemu/queue.h"
 #include "system/block-backend-global-state.h"
 
@@ -72,10 +71,11 @@ struct BlkDirect {
     int64_t max_bytes;
     uint64_t misaligned;        /* mask */
     int max_iov;
+    bool is_write;
     bool fua;
 
     uint64_t direct;            /* requests that were taken */
-    const char *refusal;        /* why the last batch was not; or NULL */
+    const char *refusal;        /* why one was last not taken, or NULL */
 };
 
 /**
@@ -92,8 +92,11 @@ void blk_direct_init(BlkDirect *lane, BlockBackend *blk,
 
 /**
  * blk_direct_begin: open a batch
- * @n: most requests that the batch can have, at least 1
+ * @n: the maximum number of requests in the batch, at least 1
  * @is_write: the direction of all of them
+ *
+ * May enter coroutines that wait for the lane's counts, and so complete other
+ * requests, before it returns.  So do blk_direct_end() and blk_direct_flush().
  *
  * Returns: false if they have to take the ordinary path
  *
@@ -108,7 +111,6 @@ bool blk_direct_begin(BlkDirect *lane, unsigned n, bool is_write);
  * @req: uninitialised; the block layer's until the request ends
  * @offset: in bytes
  * @qiov: stays valid until then, too
- * @is_write: as the batch was opened
  *
  * Does not complete the request: blk_direct_end() does, at the earliest.
  *
@@ -117,7 +119,7 @@ bool blk_direct_begin(BlkDirect *lane, unsigned n, bool is_write);
  * Context: as blk_direct_begin()
  */
 bool blk_direct_rw(BlkDirect *lane, BdrvDirectReq *req, int64_t offset,
-                   QEMUIOVector *qiov, bool is_write);
+                   QEMUIOVector *qiov);
 
 /**
  * blk_direct_end: close the batch, and complete what is done already
@@ -136,9 +138,8 @@ void blk_direct_end(BlkDirect *lane, unsigned unused);
  * @ok: all of its bytes were transferred
  *
  * The request is completed by blk_direct_flush(), which the driver calls when
- * it has told of all that it found.  For a write that succeeded this is when
- * it counts as written: not earlier, or a flush that comes in between would
- * take it for one that it covers.
+ * it has told of all that it found.  A write counts as written from here on:
+ * not earlier, or a flush in between would count it as flushed.
  *
  * Context: the lane's AioContext
  */

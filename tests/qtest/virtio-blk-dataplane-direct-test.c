@@ -112,6 +112,33 @@ static void test_file(DpDisk *disk)
     assert_refused(disk, 0, "a node's driver has no direct path");
 }
 
+/* The node of the disk is raw, with @opts, above null-co. */
+static DpVm *vm_raw_opts(const DpMode *mode, const char *opts)
+{
+    DpVm *vm = dp_vm_start("-blockdev null-co,node-name=f0,size=67108864 "
+                           "-blockdev raw,node-name=n0,file=f0%s "
+                           "-device virtio-blk-pci,id=d0,drive=n0,addr=%d%s,"
+                           "x-direct=on", opts, DP_SLOT, mode->props);
+
+    vm->mode = mode;
+    return vm;
+}
+
+static DpVm *vm_raw(const DpMode *mode)
+{
+    return vm_raw_opts(mode, "");
+}
+
+static DpVm *vm_raw_offset(const DpMode *mode)
+{
+    return vm_raw_opts(mode, ",offset=65536");
+}
+
+static DpVm *vm_raw_size(const DpMode *mode)
+{
+    return vm_raw_opts(mode, ",size=65536");
+}
+
 /* It is judged anew for each batch. */
 static void test_throttled(DpDisk *disk)
 {
@@ -147,7 +174,11 @@ int main(int argc, char **argv)
         { "off", test_off, .null = "", .props = ",x-direct=off" },
         { "default", test_default, .null = "" },
         { "latency", test_latency, .null = ",latency-ns=1", .props = on },
+        { "zeroes", test_latency, .null = ",read-zeroes=on", .props = on },
         { "file", test_file, .props = on },
+        { "raw", test_counted, .vm = vm_raw },
+        { "raw-offset", test_file, .vm = vm_raw_offset },
+        { "raw-size", test_file, .vm = vm_raw_size },
         { "throttled", test_throttled, .null = "", .props = on },
         { "restart", test_restart, .null = "", .props = on },
     };

@@ -59,6 +59,8 @@ struct Fixture {
     BlkDirect lane;
     uint8_t *buf;
     Request req;
+    Request refused;            /* not to be taken: @req may be in flight */
+    Request aio;                /* on the ordinary path */
     void (*interlude)(Fixture *f);
     bool interluded;
 };
@@ -214,7 +216,7 @@ static void setup(Fixture *f, gconstpointer data)
     blk_set_aio_context(f->blk, f->ctx, &error_abort);
     blk_direct_init(&f->lane, f->blk, direct_complete);
     f->buf = g_malloc(MAX_TRANSFER + SECTOR);
-    f->req.f = f;
+    f->req.f = f->refused.f = f->aio.f = f;
 }
 
 static void teardown(Fixture *f, gconstpointer data)
@@ -254,24 +256,31 @@ static void resubmit_done(void *opaque, int ret)
     Request *req = opaque;
 
     g_assert_cmpint(ret, ==, 0);
-    req->done++;
+    qatomic_inc(&req->done);
 }
 
 static void direct_complete(BdrvDirectReq *direct, bool again)
 {
     Request *req = container_of(direct, Request, direct);
 
-    if (again) {
-        req->resubmitted = true;
+    if (!again) {
+        qatomic_inc(&req->done);
+        return;
+    }
+    req->resubmitted = true;
+    if (direct->is_write) {
+        blk_aio_pwritev(req->f->blk, direct->offset, direct->qiov, 0,
+                        resubmit_done, req);
+    } else {
         blk_aio_preadv(req->f->blk, direct->offset, direct->qiov, 0,
                        resubmit_done, req);
-    } else {
-        req->done++;
     }
 }
 
 typedef struct {
     Fixture *f;
+    Request *req;
+    unsigned unused;            /* shares that the batch has besides */
     int64_t offset;
     size_t bytes;
     int niov;
@@ -280,26 +289,31 @@ typedef struct {
     bool ok;
 } Step;
 
+static void prepare(Request *req, size_t bytes, int niov)
+{
+    req->done = 0;
+    req->resubmitted = false;
+    for (int i = 0; i < niov; i++) {
+        req->iov[i].iov_base = req->f->buf;
+        req->iov[i].iov_len = bytes / niov;
+    }
+    qemu_iovec_init_external(&req->qiov, req->iov, niov);
+}
+
 static void submit_bh(void *opaque)
 {
     Step *step = opaque;
     Fixture *f = step->f;
-    Request *req = &f->req;
+    Request *req = step->req ?: &f->req;
 
-    req->done = 0;
-    req->resubmitted = false;
-    for (int i = 0; i < step->niov; i++) {
-        req->iov[i].iov_base = f->buf;
-        req->iov[i].iov_len = step->bytes / step->niov;
-    }
-    qemu_iovec_init_external(&req->qiov, req->iov, step->niov);
-    if (!blk_direct_begin(&f->lane, 1, step->is_write)) {
+    prepare(req, step->bytes, step->niov);
+    if (!blk_direct_begin(&f->lane, 1 + step->unused, step->is_write)) {
         return;
     }
     step->taken = blk_direct_rw(&f->lane, &req->direct, step->offset,
-                                &req->qiov, step->is_write);
+                                &req->qiov);
     g_assert_cmpuint(req->done, ==, 0);
-    blk_direct_end(&f->lane, !step->taken);
+    blk_direct_end(&f->lane, step->unused + !step->taken);
 }
 
 static bool submit_at(Fixture *f, bool is_write, int64_t offset, size_t bytes,
@@ -358,8 +372,14 @@ static void submit_pending(Fixture *f, bool is_write)
 
 static void submit_refused(Fixture *f, bool is_write, const char *refusal)
 {
+    Step step = {
+        .f = f, .req = &f->refused, .bytes = SECTOR, .niov = 1,
+        .is_write = is_write,
+    };
+
     f->lane.refusal = NULL;
-    g_assert_false(submit(f, is_write));
+    aio_wait_bh_oneshot(f->ctx, submit_bh, &step);
+    g_assert_false(step.taken);
     g_assert_cmpstr(f->lane.refusal, ==, refusal);
 }
 
@@ -397,8 +417,10 @@ static void test_bounds(Fixture *f, gconstpointer data)
             g_assert_cmpuint(f->req.done, ==, cases[i].taken);
         }
     }
+    submit_at(f, false, 1, SECTOR, 1);
+    g_assert_cmpstr(f->lane.refusal, ==, "a request exceeds a limit of a node");
     leaf_of(f)->answer = LEAF_REFUSES;
-    g_assert_false(submit(f, false));
+    submit_refused(f, false, "the driver cannot with this request");
 }
 
 /* What the nodes and the BlockBackend may be */
@@ -467,6 +489,16 @@ static void set_no_io(Fixture *f, bool on)
     set_flag(f->pass, BDRV_O_NO_IO, on);
 }
 
+static bool coroutine_fn leaf_co_is_inserted(BlockDriverState *bs)
+{
+    return true;
+}
+
+static void set_removable(Fixture *f, bool on)
+{
+    bdrv_leaf.bdrv_co_is_inserted = on ? leaf_co_is_inserted : NULL;
+}
+
 static void set_variable_length(Fixture *f, bool on)
 {
     f->leaf->bl.has_variable_length = on;
@@ -493,6 +525,11 @@ static void set_no_permission(Fixture *f, bool on)
 
     file->perm = on ? file->perm & ~BLK_PERM_WRITE
                     : file->perm | BLK_PERM_WRITE;
+}
+
+static void set_pass_threshold(Fixture *f, bool on)
+{
+    bdrv_write_threshold_set(f->pass, on ? DISK_SIZE : 0);
 }
 
 static void set_detect_zeroes(Fixture *f, bool on)
@@ -540,12 +577,14 @@ static void test_eligible(Fixture *f, gconstpointer data)
         { set_inactive, true, "a node is inactive" },
         { set_no_io, true, "a node is inactive" },
         { set_variable_length, true, "a node has no fixed length" },
+        { set_removable, true, "a node may lose its medium" },
         { set_cannot, true, "the driver cannot with the node's options" },
         { set_no_path, true, "a node's driver has no direct path" },
         { set_read_only, false, "a node is read-only" },
         { set_no_permission, false, "there is no permission to write" },
         { set_detect_zeroes, false, "a node detects zeroes" },
         { set_threshold, false, "a node has a write threshold" },
+        { set_pass_threshold, false, "a node has a write threshold" },
         { set_zoned, false, "a node is zoned" },
         { set_bitmap, false, "a node has dirty bitmaps" },
         { set_write_through, false, "the write cache is off" },
@@ -580,6 +619,12 @@ static void test_fua(Fixture *f, gconstpointer data)
     g_assert_true(f->req.direct.fua);
     g_assert_true(submit(f, false));
     g_assert_false(f->req.direct.fua);
+
+    /* cache.no-flush=on: FUA is dropped, supported or not */
+    f->pass->supported_write_flags = 0;
+    set_flag(f->pass, BDRV_O_NO_FLUSH, true);
+    g_assert_true(submit(f, true));
+    g_assert_false(f->req.direct.fua);
 }
 
 static void test_long_chain(Fixture *f, gconstpointer data)
@@ -604,6 +649,25 @@ static void test_long_chain(Fixture *f, gconstpointer data)
         bdrv_unref(top[i]);
     }
     blk_insert_bs(f->blk, f->pass, &error_abort);
+}
+
+/* A batch begins while requests of an earlier one are in flight. */
+static void test_batches(Fixture *f, gconstpointer data)
+{
+    Step step = {
+        .f = f, .req = &f->refused, .unused = 2, .bytes = SECTOR, .niov = 1,
+        .is_write = true,
+    };
+
+    submit_pending(f, false);
+    aio_wait_bh_oneshot(f->ctx, submit_bh, &step);
+    g_assert_true(step.taken);
+    g_assert_cmpuint(f->lane.held, ==, 2);
+    g_assert_cmpuint(f->leaf->direct_in_flight, ==, 2);
+    finish(f, true);
+    blk_drain(f->blk);
+    g_assert_cmpuint(f->req.done, ==, 1);
+    g_assert_cmpuint(step.req->done, ==, 1);
 }
 
 /* Who waits for direct requests */
@@ -700,6 +764,31 @@ static void test_serialising_in_flight(Fixture *f, gconstpointer data)
     g_assert_true(submit(f, true));
 }
 
+static void serialising_aio_bh(void *opaque)
+{
+    Fixture *f = opaque;
+
+    prepare(&f->aio, SECTOR, 1);
+    blk_aio_pwritev(f->blk, 0, &f->aio.qiov, BDRV_REQ_SERIALISING,
+                    resubmit_done, &f->aio);
+}
+
+/* The one that waits runs in the lane's thread, where the count is lowered. */
+static void test_serialising_same_thread(Fixture *f, gconstpointer data)
+{
+    for (int ok = 0; ok <= 1; ok++) {
+        submit_pending(f, true);
+        aio_wait_bh_oneshot(f->ctx, serialising_aio_bh, f);
+        g_assert_cmpuint(f->aio.done, ==, 0);
+        submit_refused(f, true, "a serialising request is in flight");
+        finish(f, ok);
+        blk_drain(f->blk);
+        g_assert_cmpuint(f->aio.done, ==, 1);
+        g_assert_cmpuint(f->req.done, ==, 1);
+    }
+    g_assert_cmpuint(leaf_of(f)->writes, ==, 3);
+}
+
 /* BDRV_REQ_NO_WAIT is for those who would rather not wait. */
 static void test_serialising_no_wait(Fixture *f, gconstpointer data)
 {
@@ -774,21 +863,25 @@ static void test_again(Fixture *f, gconstpointer data)
     while (!qatomic_read(&f->req.done)) {
         aio_poll(qemu_get_aio_context(), false);
     }
+    blk_drain(f->blk);
     g_assert_true(f->req.resubmitted);
     g_assert_cmpuint(leaf_of(f)->reads, ==, 1);
-    blk_drain(f->blk);
 }
 
 /* ...also if a drain waits: it must not be kept for after the section. */
 static void test_again_in_drain(Fixture *f, gconstpointer data)
 {
-    submit_pending(f, false);
-    expect_interlude(f, finish_failed);
-    bdrv_drained_begin(f->pass);
-    g_assert_true(f->interluded);
-    g_assert_true(f->req.resubmitted);
-    g_assert_cmpuint(f->req.done, ==, 1);
-    bdrv_drained_end(f->pass);
+    for (int is_write = 0; is_write <= 1; is_write++) {
+        submit_pending(f, is_write);
+        expect_interlude(f, finish_failed);
+        bdrv_drained_begin(f->pass);
+        g_assert_true(f->interluded);
+        g_assert_true(f->req.resubmitted);
+        g_assert_cmpuint(f->req.done, ==, 1);
+        g_assert_cmpuint(leaf_of(f)->reads, ==, 1);
+        g_assert_cmpuint(leaf_of(f)->writes, ==, is_write);
+        bdrv_drained_end(f->pass);
+    }
 }
 
 static void serialising_waits_for_both(Fixture *f)
@@ -797,7 +890,7 @@ static void serialising_waits_for_both(Fixture *f)
     finish(f, false);
 }
 
-/* It waits for the serialising request that waits for it: for its first try. */
+/* A serialising request waits for a request that is then submitted again. */
 static void test_again_serialising(Fixture *f, gconstpointer data)
 {
     submit_pending(f, false);
@@ -820,12 +913,14 @@ int main(int argc, char **argv)
         { "eligible", test_eligible },
         { "fua", test_fua },
         { "long-chain", test_long_chain },
+        { "batches", test_batches },
         { "drain/backend", test_drain },
         { "drain/leaf", test_drain_leaf },
         { "graph/writer", test_graph_writer },
         { "graph/locked", test_graph_locked },
         { "serialising/waits", test_serialising_waits },
         { "serialising/in-flight", test_serialising_in_flight },
+        { "serialising/same-thread", test_serialising_same_thread },
         { "serialising/no-wait", test_serialising_no_wait },
         { "written/flush", test_flush },
         { "written/highest-offset", test_highest_offset },
