@@ -44,6 +44,8 @@ struct BdrvDirectReq {
  * A direct request does not fail: whatever goes wrong, goes wrong again on the
  * ordinary path, which knows what to do.
  *
+ * Does not wait for other direct requests.
+ *
  * Context: the lane's AioContext
  */
 typedef void BlkDirectFunc(BdrvDirectReq *req, bool again);

@@ -21,7 +21,6 @@
 #include <sys/ioctl.h>
 #include <sys/prctl.h>
 #include <sys/syscall.h>
-#include <linux/io_uring.h>
 #include <linux/loop.h>
 #include "libqos/libqos.h"
 #include "virtio-blk-dataplane-common.h"
@@ -267,18 +266,6 @@ static bool has_drivers(const char *wanted)
     return true;
 }
 
-static bool can_open_direct(void)
-{
-    g_autofree char *path = dp_image("direct.img", 4096);
-    int fd = open(path, O_RDWR | O_DIRECT);
-
-    if (fd < 0) {
-        return false;
-    }
-    close(fd);
-    return true;
-}
-
 static bool can_native(void)
 {
     unsigned long context = 0;
@@ -287,18 +274,6 @@ static bool can_native(void)
         return false;
     }
     syscall(SYS_io_destroy, context);
-    return true;
-}
-
-static bool can_io_uring(void)
-{
-    struct io_uring_params params = { 0 };
-    int fd = syscall(SYS_io_uring_setup, 1, &params);
-
-    if (fd < 0) {
-        return false;
-    }
-    close(fd);
     return true;
 }
 
@@ -311,13 +286,13 @@ static const char *why_not(const Backend *b)
     if (!has_drivers(b->drivers)) {
         return "this QEMU was built without the driver";
     }
-    if (b->direct && !can_open_direct()) {
+    if (b->direct && !dp_can_open_direct()) {
         return "the file system has no O_DIRECT";
     }
     if (b->native && !can_native()) {
         return "the host does not let us have Linux AIO";
     }
-    if (b->io_uring && !can_io_uring()) {
+    if (b->io_uring && !dp_can_io_uring()) {
         return "the host does not let us have io_uring";
     }
     if (b->nbd && !g_getenv("QTEST_QEMU_STORAGE_DAEMON_BINARY")) {

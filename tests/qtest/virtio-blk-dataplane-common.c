@@ -11,6 +11,8 @@
  */
 
 #include "qemu/osdep.h"
+#include <sys/syscall.h>
+#include <linux/io_uring.h>
 #include "qemu/bswap.h"
 #include "qemu/cutils.h"
 #include "qobject/qdict.h"
@@ -229,6 +231,30 @@ DpVm *dp_vm_null(const DpMode *mode, const char *opts, const char *props)
 
     vm->mode = mode;
     return vm;
+}
+
+bool dp_can_open_direct(void)
+{
+    g_autofree char *path = dp_image("direct.img", 4096);
+    int fd = open(path, O_RDWR | O_DIRECT);
+
+    if (fd < 0) {
+        return false;
+    }
+    close(fd);
+    return true;
+}
+
+bool dp_can_io_uring(void)
+{
+    struct io_uring_params params = { 0 };
+    int fd = syscall(SYS_io_uring_setup, 1, &params);
+
+    if (fd < 0) {
+        return false;
+    }
+    close(fd);
+    return true;
 }
 
 DpVm *dp_vm_file(const DpMode *mode, uint64_t size, const char *props)

@@ -221,6 +221,12 @@ void dp_tmp_cleanup(void);
 char *dp_image(const char *name, uint64_t size);
 
 /**
+ * dp_can_open_direct, dp_can_io_uring: does the host let us have that?
+ */
+bool dp_can_open_direct(void);
+bool dp_can_io_uring(void);
+
+/**
  * dp_vm_start: run QEMU with two IOThreads, io0 and io1, and these arguments
  *
  * The machine is "pc" or, where QTEST_QEMU_BINARY is for aarch64, "virt".

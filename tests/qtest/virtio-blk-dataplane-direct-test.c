@@ -107,7 +107,12 @@ static void test_latency(DpDisk *disk)
     assert_refused(disk, 0, "the driver cannot with the node's options");
 }
 
-static void test_file(DpDisk *disk)
+static void test_threads(DpDisk *disk)
+{
+    assert_refused(disk, 0, "the driver cannot with the node's options");
+}
+
+static void test_no_path(DpDisk *disk)
 {
     assert_refused(disk, 0, "a node's driver has no direct path");
 }
@@ -137,6 +142,64 @@ static DpVm *vm_raw_offset(const DpMode *mode)
 static DpVm *vm_raw_size(const DpMode *mode)
 {
     return vm_raw_opts(mode, ",size=65536");
+}
+
+/* Files with io_uring */
+
+static DpVm *vm_uring_opts(const DpMode *mode, const char *opts)
+{
+    g_autofree char *path = dp_image("disk.img", DP_IMAGE_SIZE);
+    DpVm *vm = dp_vm_start("-blockdev file,node-name=f0,filename=%s,"
+                           "aio=io_uring%s "
+                           "-blockdev raw,node-name=n0,file=f0 "
+                           "-device virtio-blk-pci,id=d0,drive=n0,addr=%d%s,"
+                           "x-direct=on", path, opts, DP_SLOT, mode->props);
+
+    vm->mode = mode;
+    return vm;
+}
+
+static DpVm *vm_uring(const DpMode *mode)
+{
+    return vm_uring_opts(mode, "");
+}
+
+static DpVm *vm_uring_nocache(const DpMode *mode)
+{
+    return vm_uring_opts(mode, ",cache.direct=on");
+}
+
+/* What is written directly is read directly, and all of it is. */
+static void test_verified(DpDisk *disk)
+{
+    DpLoad *load = dp_load_new(disk, 64, 0);
+    DpInfo info;
+
+    dp_load_run(load, 2000);
+    dp_load_finish(load);
+    dp_info(disk->vm, "d0", &info);
+    g_assert_cmpint(count_direct(disk, NULL), ==,
+                    info.reads + info.writes - info.merged);
+}
+
+/* O_DIRECT needs aligned memory; the ordinary path copies what is not. */
+static void test_misaligned(DpDisk *disk)
+{
+    uint64_t addr = guest_alloc(&disk->vm->alloc, 2 * BYTES);
+
+    for (unsigned i = 0; i < 2; i++) {
+        DpReq *req = dp_req(disk, i ? VIRTIO_BLK_T_IN : VIRTIO_BLK_T_OUT, 8,
+                            BYTES);
+
+        req->data = QEMU_ALIGN_UP(addr, BYTES) + 1;
+        dp_req_fill(disk, req, i ? 2 : 1);
+        g_assert_cmpint(dp_run(disk, req), ==, VIRTIO_BLK_S_OK);
+        g_assert_true(dp_req_matches(disk, req, 1));
+        dp_req_free(disk, req);
+    }
+    g_assert_cmpint(count_direct(disk, "the driver cannot with this request"),
+                    ==, 0);
+    guest_free(&disk->vm->alloc, addr);
 }
 
 /* It is judged anew for each batch. */
@@ -175,15 +238,35 @@ int main(int argc, char **argv)
         { "default", test_default, .null = "" },
         { "latency", test_latency, .null = ",latency-ns=1", .props = on },
         { "zeroes", test_latency, .null = ",read-zeroes=on", .props = on },
-        { "file", test_file, .props = on },
+        { "threads", test_threads, .props = on },
         { "raw", test_counted, .vm = vm_raw },
-        { "raw-offset", test_file, .vm = vm_raw_offset },
-        { "raw-size", test_file, .vm = vm_raw_size },
+        { "raw-offset", test_no_path, .vm = vm_raw_offset },
+        { "raw-size", test_no_path, .vm = vm_raw_size },
         { "throttled", test_throttled, .null = "", .props = on },
         { "restart", test_restart, .null = "", .props = on },
     };
 
+    static const DpTest uring[] = {
+        { "counted", test_counted, .vm = vm_uring },
+        { "batch", test_batch, .vm = vm_uring },
+        { "verified", test_verified, .vm = vm_uring },
+        { "throttled", test_throttled, .vm = vm_uring },
+        { "restart", test_restart, .vm = vm_uring },
+    };
+    static const DpTest nocache[] = {
+        { "counted", test_counted, .vm = vm_uring_nocache },
+        { "batch", test_batch, .vm = vm_uring_nocache },
+        { "verified", test_verified, .vm = vm_uring_nocache },
+        { "misaligned", test_misaligned, .vm = vm_uring_nocache },
+    };
+
     g_test_init(&argc, &argv, NULL);
     dp_add_table("direct", tests, ARRAY_SIZE(tests), true);
+    if (dp_can_io_uring()) {
+        dp_add_table("direct/io_uring", uring, ARRAY_SIZE(uring), true);
+        if (dp_can_open_direct()) {
+            dp_add_table("direct/nocache", nocache, ARRAY_SIZE(nocache), true);
+        }
+    }
     return g_test_run();
 }
