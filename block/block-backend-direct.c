@@ -102,6 +102,22 @@ static void lane_apply_limits(BlkDirect *lane, const BlockDriverState *bs)
     }
 }
 
+/*
+ * What drivers and their options refuse, they refuse for long.  Ask after 1, 3,
+ * 7, ... batches, and in the end after MAX_PAUSE, so that a disk that has no
+ * direct path does not pay for the question.
+ */
+#define MAX_PAUSE 63
+
+static const char *lane_pause(BlkDirect *lane, const char *refusal)
+{
+    BlkDirectPause *pause = &lane->pause[lane->is_write];
+
+    pause->length = MIN(2 * pause->length + 1, MAX_PAUSE);
+    pause->left = pause->length;
+    return refusal;
+}
+
 /* Walks from the root to the leaf */
 static const char *GRAPH_RDLOCK
 lane_find_nodes(BlkDirect *lane, BdrvChild *child)
@@ -138,13 +154,17 @@ lane_find_nodes(BlkDirect *lane, BdrvChild *child)
         lane->nodes[n++] = bs;
         lane_apply_limits(lane, bs);
         if (bs->drv->bdrv_direct_ready) {
+            if (!bs->drv->bdrv_direct_ready(bs, is_write)) {
+                return lane_pause(lane, "the driver cannot with the node's"
+                                        " options");
+            }
             lane->num_nodes = n;
-            return bs->drv->bdrv_direct_ready(bs, is_write)
-                   ? NULL : "the driver cannot with the node's options";
+            lane->pause[is_write].length = 0;
+            return NULL;
         }
         if (!bs->drv->bdrv_direct_passes ||
             !bs->drv->bdrv_direct_passes(bs, is_write)) {
-            return "a node's driver has no direct path";
+            return lane_pause(lane, "a node's driver has no direct path");
         }
         assert(bs->file);
         child = bs->file;
@@ -223,6 +243,10 @@ bool blk_direct_begin(BlkDirect *lane, unsigned n, bool is_write)
     const char *refusal;
 
     IO_CODE();
+    if (lane->pause[is_write].left) {
+        lane->pause[is_write].left--;
+        return false;
+    }
     if (!lane->held && !bdrv_graph_try_rdlock()) {
         qatomic_set(&lane->refusal, "the graph changes");
         return false;
@@ -269,6 +293,7 @@ bool blk_direct_rw(BlkDirect *lane, BdrvDirectReq *req, int64_t offset,
     req->offset = offset;
     req->is_write = lane->is_write;
     req->fua = lane->fua;
+    req->alone = lane->held == 1;
     leaf = lane->nodes[lane->num_nodes - 1];
     ret = leaf->drv->bdrv_direct_rw(leaf, req);
     if (unlikely(ret < 0)) {

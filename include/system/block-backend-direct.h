@@ -33,6 +33,7 @@ struct BdrvDirectReq {
     bool is_write;
     bool fua;                   /* BDRV_REQ_FUA */
     bool again;                 /* it has not succeeded */
+    bool alone;                 /* nothing else is in flight, or follows */
     QSIMPLEQ_ENTRY(BdrvDirectReq) next;
 };
 
@@ -49,6 +50,12 @@ struct BdrvDirectReq {
  * Context: the lane's AioContext
  */
 typedef void BlkDirectFunc(BdrvDirectReq *req, bool again);
+
+/* Batches that are not submitted directly, without asking */
+typedef struct BlkDirectPause {
+    uint8_t left;
+    uint8_t length;             /* of the last pause */
+} BlkDirectPause;
 
 /*
  * A lane: the direct requests of one queue.  Belongs to the AioContext that
@@ -75,6 +82,8 @@ struct BlkDirect {
     int max_iov;
     bool is_write;
     bool fua;
+
+    BlkDirectPause pause[2];    /* of reads, of writes */
 
     uint64_t direct;            /* requests that were taken */
     const char *refusal;        /* why one was last not taken, or NULL */

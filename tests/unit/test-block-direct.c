@@ -34,7 +34,8 @@ enum { LEAF_DONE = 1, LEAF_PENDING = 0, LEAF_REFUSES = -EAGAIN };
 typedef struct {
     QSIMPLEQ_HEAD(, BdrvDirectReq) pending;
     int answer;
-    bool cannot;
+    bool cannot, cannot_write;
+    unsigned asked;             /* whether it can */
     bool park;                  /* the next ordinary write waits */
     Coroutine *parked;
     unsigned reads, writes, flushes;    /* on the ordinary path */
@@ -125,7 +126,8 @@ static bool leaf_direct_ready(BlockDriverState *bs, bool is_write)
 {
     Leaf *leaf = bs->opaque;
 
-    return !leaf->cannot;
+    leaf->asked++;
+    return !(leaf->cannot || (leaf->cannot_write && is_write));
 }
 
 static int leaf_direct_rw(BlockDriverState *bs, BdrvDirectReq *req)
@@ -568,6 +570,7 @@ static void test_eligible(Fixture *f, gconstpointer data)
         void (*set)(Fixture *f, bool on);
         bool reads_too;
         const char *refusal;
+        bool pauses;            /* the next batch is refused, too */
     } cases[] = {
         { set_drained, true, "the disk is drained" },
         { set_throttled, true, "the disk is throttled" },
@@ -578,8 +581,10 @@ static void test_eligible(Fixture *f, gconstpointer data)
         { set_no_io, true, "a node is inactive" },
         { set_variable_length, true, "a node has no fixed length" },
         { set_removable, true, "a node may lose its medium" },
-        { set_cannot, true, "the driver cannot with the node's options" },
-        { set_no_path, true, "a node's driver has no direct path" },
+        { set_cannot, true, "the driver cannot with the node's options",
+          .pauses = true },
+        { set_no_path, true, "a node's driver has no direct path",
+          .pauses = true },
         { set_read_only, false, "a node is read-only" },
         { set_no_permission, false, "there is no permission to write" },
         { set_detect_zeroes, false, "a node detects zeroes" },
@@ -600,7 +605,42 @@ static void test_eligible(Fixture *f, gconstpointer data)
             g_assert_true(submit(f, false));
         }
         cases[i].set(f, false);
+        if (cases[i].pauses) {
+            g_assert_false(submit(f, false));
+            g_assert_false(submit(f, true));
+        }
         g_assert_true(submit(f, false));
+        g_assert_true(submit(f, true));
+    }
+}
+
+/* Batches that are not submitted directly after the driver was asked */
+static unsigned count_pause(Fixture *f, bool is_write)
+{
+    unsigned asked = leaf_of(f)->asked;
+    unsigned n;
+
+    for (n = 0; !submit(f, is_write) && leaf_of(f)->asked == asked; n++) {
+        g_assert_cmpuint(n, <, 1000);
+    }
+    g_assert_cmpuint(leaf_of(f)->asked, ==, asked + 1);
+    return n;
+}
+
+/* A driver that cannot is asked less and less often, but again and again. */
+static void test_pauses(Fixture *f, gconstpointer data)
+{
+    static const unsigned pauses[] = { 0, 1, 3, 7, 15, 31, 63, 63, 63 };
+
+    leaf_of(f)->answer = LEAF_DONE;
+    for (int again = 0; again < 2; again++) {
+        leaf_of(f)->cannot_write = true;
+        for (int i = 0; i < ARRAY_SIZE(pauses); i++) {
+            g_assert_cmpuint(count_pause(f, true), ==, pauses[i]);
+            g_assert_cmpuint(count_pause(f, false), ==, 0);
+        }
+        leaf_of(f)->cannot_write = false;
+        g_assert_cmpuint(count_pause(f, true), ==, 63);
         g_assert_true(submit(f, true));
     }
 }
@@ -910,6 +950,7 @@ int main(int argc, char **argv)
         void (*func)(Fixture *f, gconstpointer data);
     } tests[] = {
         { "bounds", test_bounds },
+        { "pauses", test_pauses },
         { "eligible", test_eligible },
         { "fua", test_fua },
         { "long-chain", test_long_chain },

@@ -15,6 +15,7 @@
 
 #include "qemu/osdep.h"
 #include <dlfcn.h>
+#include <poll.h>
 #include <liburing.h>
 #include "block/block.h"
 #include "block/block_int.h"
@@ -64,10 +65,15 @@ static struct {
     bool change;                /* the result of the next completion ... */
     int result;                 /* ... to this */
     bool reverse;               /* completions that are in the ring */
+    int held;                   /* the next request does nothing until this is
+                                   readable; 0: not held */
+    struct io_uring *ring;      /* of the request that was held */
     unsigned max_entries;       /* of a ring; 0: any */
+    bool cached;                /* preadv2(RWF_NOWAIT) finds the data ... */
+    size_t cached_bytes;        /* ... or only so much of it */
 
     /* What was done */
-    unsigned calls, refused, submitted, flushes, vectored, fua;
+    unsigned calls, refused, submitted, flushes, vectored, fua, nowait;
 } kernel;
 
 static int (*real_submit)(struct io_uring *ring);
@@ -121,6 +127,17 @@ static void kernel_reverse(struct io_uring *ring, unsigned n)
     }
 }
 
+static void kernel_hold(struct io_uring *ring, unsigned i)
+{
+    struct io_uring_sqe *sqe = &ring->sq.sqes[i & *ring->sq.kring_mask];
+    uint64_t user_data = sqe->user_data;
+
+    io_uring_prep_poll_add(sqe, kernel.held, POLLIN);
+    sqe->user_data = user_data;
+    kernel.held = 0;
+    kernel.ring = ring;
+}
+
 int io_uring_submit(struct io_uring *ring)
 {
     unsigned tail = ring->sq.sqe_tail;
@@ -138,6 +155,9 @@ int io_uring_submit(struct io_uring *ring)
         ring->sq.sqe_tail = tail - ready + kernel.max;
     }
     kernel_look(ring);
+    if (kernel.held && ready) {
+        kernel_hold(ring, tail - ready);
+    }
     ret = real_submit(ring);
     ring->sq.sqe_tail = tail;
     if (ret <= 0) {
@@ -162,6 +182,21 @@ int io_uring_queue_init(unsigned entries, struct io_uring *ring, unsigned flags)
         return -ENOMEM;
     }
     return real_queue_init(entries, ring, flags);
+}
+
+ssize_t preadv2(int fd, const struct iovec *iov, int niov, off_t offset,
+                int flags)
+{
+    g_assert_cmpint(flags, ==, RWF_NOWAIT);
+    kernel.nowait++;
+    if (kernel.cached_bytes) {
+        return pread(fd, iov->iov_base, kernel.cached_bytes, offset);
+    }
+    if (!kernel.cached) {
+        errno = EAGAIN;
+        return -1;
+    }
+    return preadv(fd, iov, niov, offset);
 }
 
 /* Requests */
@@ -394,6 +429,9 @@ static void test_transfer(gconstpointer data)
         again += f.req[i].again;
     }
     g_assert_cmpuint(again, ==, c->again);
+    if (c->path == DIRECT && !c->refusals) {
+        g_assert_cmpuint(qatomic_read_u64(&f.lane.direct), ==, c->n);
+    }
     teardown();
 }
 
@@ -410,18 +448,115 @@ static void test_full(void)
     teardown();
 }
 
-/* Refused with one in the kernel: its completion submits the rest. */
+/* A read that is alone is tried without the ring. */
+static void test_nowait(void)
+{
+    static const unsigned pauses[] = { 0, 1, 3, 7, 15, 31, 63, 63 };
+
+    setup();
+    kernel.cached = true;
+    transfer(DIRECT, 1, false);
+    g_assert_cmpuint(kernel.nowait, ==, 1);
+    g_assert_cmpuint(kernel.submitted, ==, 0);
+
+    for (unsigned again = 0; again < 2; again++) {
+        kernel.cached = false;
+        for (unsigned i = 0; i < ARRAY_SIZE(pauses); i++) {
+            kernel.nowait = 0;
+            kernel.submitted = 0;
+            while (!kernel.nowait) {
+                transfer(DIRECT, 1, false);
+            }
+            g_assert_cmpuint(kernel.submitted, ==, pauses[i] + 1);
+        }
+        kernel.cached = true;
+        kernel.nowait = 0;
+        while (!kernel.nowait) {
+            transfer(DIRECT, 1, false);
+        }
+    }
+    teardown();
+}
+
+static void test_nowait_partly(gconstpointer data)
+{
+    setup();
+    kernel.cached_bytes = GPOINTER_TO_UINT(data);
+    transfer(DIRECT, 1, false);
+    g_assert_cmpuint(kernel.nowait, ==, 1);
+    g_assert_cmpuint(kernel.submitted, ==, 1);
+    teardown();
+}
+
+/* Not what is no read, or not alone, or of the ordinary path */
+static void test_nowait_not(void)
+{
+    setup();
+    kernel.cached = true;
+    transfer(DIRECT, 2, false);
+    transfer(AIO, 1, false);
+    /* Another one is in flight. */
+    kernel.refusal = -EAGAIN;
+    kernel.refusals = 1;
+    submit(DIRECT, 0, 2, false);
+    submit(DIRECT, 2, 1, false);
+    wait_done(0, 3);
+    transfer(DIRECT, 1, true);
+    g_assert_cmpuint(kernel.nowait, ==, 0);
+    teardown();
+}
+
+/* Refused with one in the kernel: only its completion submits the rest. */
 static void test_refused_beside(gconstpointer data)
 {
     Path path = GPOINTER_TO_INT(data);
+    int fds[2];
 
     setup();
-    submit(path, 0, 1, false);
+    g_assert_cmpint(pipe(fds), ==, 0);
+    kernel.held = fds[0];
+    submit(DIRECT, 0, 1, false);
     kernel.refusal = -EAGAIN;
     kernel.refusals = 2;
     submit(path, 1, 1, false);
+    for (unsigned i = 0; i < 10; i++) {
+        aio_poll(qemu_get_aio_context(), false);
+    }
+    g_assert_cmpuint(kernel.refusals, ==, 1);
+    g_assert_cmpint(write(fds[1], "", 1), ==, 1);
+    kernel_wait(kernel.ring, 1);
+    kernel_cqe(kernel.ring, 0)->res = BLOCK;
     wait_done(0, 2);
     g_assert_cmpuint(kernel.refusals, ==, 0);
+    close(fds[0]);
+    close(fds[1]);
+    teardown();
+}
+
+/* Requests of two lanes alternate in the completion queue. */
+static void test_two_lanes(void)
+{
+    BlkDirect *lanes[2] = { &f.lane, &(BlkDirect) {} };
+
+    setup();
+    blk_direct_init(lanes[1], f.blk, direct_done);
+    defer_call_begin();
+    for (unsigned i = 0; i < 2; i++) {
+        g_assert_true(blk_direct_begin(lanes[i], 4, false));
+    }
+    for (unsigned i = 0; i < 8; i++) {
+        Request *req = &f.req[i];
+
+        request_init(i, false);
+        g_assert_true(blk_direct_rw(lanes[i % 2], &req->direct, req->offset,
+                                    &req->qiov));
+    }
+    for (unsigned i = 0; i < 2; i++) {
+        blk_direct_end(lanes[i], 0);
+    }
+    defer_call_end();
+    wait_done(0, 8);
+    g_assert_cmpuint(lanes[1]->held, ==, 0);
     teardown();
 }
 
@@ -473,28 +608,41 @@ static void test_fua(gconstpointer data)
  * requests that are in the completion queue, or have to be submitted again.
  */
 
+typedef struct {
+    const char *name;
+    int result;                 /* of the first one; 0: leave it */
+    unsigned rest;              /* that complete behind the direct request */
+} Nested;
+
 static void wait_aio(void)
 {
-    while (!all_done(0, 1) || !all_done(2, 2)) {
+    unsigned rest = f.req[2].offset ? 2 : 0;
+
+    while (!all_done(0, 1) || !all_done(2, rest)) {
         aio_poll(qemu_get_aio_context(), true);
     }
 }
 
 static void test_nested(gconstpointer data)
 {
+    const Nested *nested = data;
+    unsigned n = 2 + nested->rest;
+
     setup();
-    for (unsigned i = 0; i < 4; i++) {
+    for (unsigned i = 0; i < n; i++) {
         request_init(i, false);
     }
-    kernel.change = GPOINTER_TO_INT(data) != 1;
-    kernel.result = GPOINTER_TO_INT(data);
+    kernel.change = nested->result;
+    kernel.result = nested->result;
     f.req[1].callback = wait_aio;
     defer_call_begin();
     submit_prepared(AIO, 0, 1);
     submit_prepared(DIRECT, 1, 1);
-    submit_prepared(AIO, 2, 2);
+    if (nested->rest) {
+        submit_prepared(AIO, 2, nested->rest);
+    }
     defer_call_end();
-    wait_done(0, 4);
+    wait_done(0, n);
     teardown();
 }
 
@@ -757,6 +905,14 @@ static bool have_io_uring(void)
 
 int main(int argc, char **argv)
 {
+    static const Nested nested[] = {
+        { "nested/completed", 0, 2 },
+        { "nested/again", -EAGAIN, 2 },
+        { "nested/short", 512, 2 },
+        { "nested/again-alone", -EAGAIN, 0 },
+        { "nested/short-alone", 512, 0 },
+    };
+
     real_submit = dlsym(RTLD_NEXT, "io_uring_submit");
     real_queue_init = dlsym(RTLD_NEXT, "io_uring_queue_init");
     bdrv_init();
@@ -770,15 +926,21 @@ int main(int argc, char **argv)
     add_cases(AIO);
     add_cases(DIRECT);
     g_test_add_func("/io-uring/DIRECT/full", test_full);
+    g_test_add_func("/io-uring/DIRECT/two-lanes", test_two_lanes);
+    g_test_add_func("/io-uring/DIRECT/nowait", test_nowait);
+    g_test_add_func("/io-uring/DIRECT/nowait-not", test_nowait_not);
+    add("DIRECT/nowait-partly/1", test_nowait_partly, GUINT_TO_POINTER(1));
+    add("DIRECT/nowait-partly/4095", test_nowait_partly,
+        GUINT_TO_POINTER(BLOCK - 1));
     add("AIO/refused-beside", test_refused_beside, GINT_TO_POINTER(AIO));
     add("DIRECT/refused-beside", test_refused_beside, GINT_TO_POINTER(DIRECT));
     add("vectors/read", test_vectors, GINT_TO_POINTER(false));
     add("vectors/write", test_vectors, GINT_TO_POINTER(true));
     add("AIO/fua", test_fua, GINT_TO_POINTER(AIO));
     add("DIRECT/fua", test_fua, GINT_TO_POINTER(DIRECT));
-    add("nested/completed", test_nested, GINT_TO_POINTER(1));
-    add("nested/again", test_nested, GINT_TO_POINTER(-EAGAIN));
-    add("nested/short", test_nested, GINT_TO_POINTER(512));
+    for (unsigned i = 0; i < ARRAY_SIZE(nested); i++) {
+        add(nested[i].name, test_nested, &nested[i]);
+    }
     g_test_add_func("/io-uring/in-coroutine", test_in_coroutine);
     add("AIO/flush-order", test_flush_order, GINT_TO_POINTER(AIO));
     add("DIRECT/flush-order", test_flush_order, GINT_TO_POINTER(DIRECT));
