@@ -261,10 +261,10 @@ DpVm *dp_vm_file(const DpMode *mode, uint64_t size, const char *props)
 {
     g_autofree char *path = dp_image("disk.img", size);
     DpVm *vm = dp_vm_start(
-        "-blockdev file,node-name=f0,filename=%s,discard=unmap "
+        "-blockdev file,node-name=f0,filename=%s,discard=unmap,aio=%s "
         "-blockdev raw,node-name=n0,file=f0,discard=unmap "
         "-device virtio-blk-pci,id=d0,drive=n0,addr=%d%s%s",
-        path, DP_SLOT, mode->props, props);
+        path, dp_can_io_uring() ? "io_uring" : "threads", DP_SLOT, mode->props, props);
 
     vm->mode = mode;
     return vm;

@@ -1,9 +1,9 @@
 /*
  * Direct requests: reads and writes past the block layer's coroutines
  *
- * Which requests are submitted directly with x-direct=on, and what is said of
- * those that are not.  What the block layer does with them is tested in
- * tests/unit/test-block-direct.c.
+ * Which requests are submitted directly, and what is said of those that are
+ * not.  What the block layer does with them is tested in
+ * tests/unit/test-block-direct.c, and io_uring in tests/unit/test-io-uring.c.
  *
  * Copyright (c) 2026 the virtio-blk data plane authors
  *
@@ -90,11 +90,6 @@ static void test_off(DpDisk *disk)
     g_assert_cmpint(count_direct(disk, NULL), ==, 0);
 }
 
-static void test_default(DpDisk *disk)
-{
-    test_off(disk);
-}
-
 static void assert_refused(DpDisk *disk, int64_t before, const char *refusal)
 {
     run(disk, VIRTIO_BLK_T_OUT, 8);
@@ -144,13 +139,12 @@ static DpVm *vm_raw_size(const DpMode *mode)
     return vm_raw_opts(mode, ",size=65536");
 }
 
-/* Files with io_uring */
+/* Files */
 
-static DpVm *vm_uring_opts(const DpMode *mode, const char *opts)
+static DpVm *vm_file_opts(const DpMode *mode, const char *opts)
 {
     g_autofree char *path = dp_image("disk.img", DP_IMAGE_SIZE);
-    DpVm *vm = dp_vm_start("-blockdev file,node-name=f0,filename=%s,"
-                           "aio=io_uring%s "
+    DpVm *vm = dp_vm_start("-blockdev file,node-name=f0,filename=%s,aio=%s "
                            "-blockdev raw,node-name=n0,file=f0 "
                            "-device virtio-blk-pci,id=d0,drive=n0,addr=%d%s,"
                            "x-direct=on", path, opts, DP_SLOT, mode->props);
@@ -159,14 +153,19 @@ static DpVm *vm_uring_opts(const DpMode *mode, const char *opts)
     return vm;
 }
 
+static DpVm *vm_threads(const DpMode *mode)
+{
+    return vm_file_opts(mode, "threads");
+}
+
 static DpVm *vm_uring(const DpMode *mode)
 {
-    return vm_uring_opts(mode, "");
+    return vm_file_opts(mode, "io_uring");
 }
 
 static DpVm *vm_uring_nocache(const DpMode *mode)
 {
-    return vm_uring_opts(mode, ",cache.direct=on");
+    return vm_file_opts(mode, "io_uring,cache.direct=on");
 }
 
 /* What is written directly is read directly, and all of it is. */
@@ -235,10 +234,10 @@ int main(int argc, char **argv)
         { "counted", test_counted, .null = "", .props = on },
         { "batch", test_batch, .null = "", .props = on },
         { "off", test_off, .null = "", .props = ",x-direct=off" },
-        { "default", test_default, .null = "" },
+        { "default", test_counted, .null = "" },
         { "latency", test_latency, .null = ",latency-ns=1", .props = on },
         { "zeroes", test_latency, .null = ",read-zeroes=on", .props = on },
-        { "threads", test_threads, .props = on },
+        { "threads", test_threads, .vm = vm_threads },
         { "raw", test_counted, .vm = vm_raw },
         { "raw-offset", test_no_path, .vm = vm_raw_offset },
         { "raw-size", test_no_path, .vm = vm_raw_size },
