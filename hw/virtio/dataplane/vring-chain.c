@@ -42,13 +42,11 @@ void vring_vectors_init(VringVectors *vecs)
     vecs->addr = vecs->inline_addr;
 }
 
-void vring_vectors_release(VringVectors *vecs)
+void vring_vectors_free(VringVectors *vecs)
 {
-    if (vecs->iov != vecs->inline_iov) {
-        g_free(vecs->iov);
-        g_free(vecs->addr);
-        vring_vectors_init(vecs);
-    }
+    g_free(vecs->iov);
+    g_free(vecs->addr);
+    vring_vectors_init(vecs);
 }
 
 void vring_set_bounced(const VirtQueueElement *elem, VringVectors *vecs,
@@ -158,6 +156,17 @@ void vring_chain_undo(Vring *vring, VringChain *chain)
 {
     chain_unmap(vring, chain);
     vring_vectors_release(chain->vecs);
+}
+
+bool vring_ordinary_add_slow(Vring *vring, VringVectors *vecs, unsigned i,
+                             hwaddr addr, uint32_t len)
+{
+    void *host = vring_ram_table_translate(vring->ram_ref->table, addr, len,
+                                           &vring->region_hint);
+
+    vecs->iov[i] = (struct iovec) { host, len };
+    vecs->addr[i] = addr;
+    return host;
 }
 
 /* Indirect tables */

@@ -313,6 +313,110 @@ static inline void vring_chain_finish(Vring *vring, VringChain *chain,
     vring->inuse += ndescs;
 }
 
+/*
+ * What most requests of a block device are: three descriptors in an indirect
+ * table, in its order, of which the first is device-readable and the last is
+ * device-writable.  All of it is in RAM, and each in one region.
+ */
+#define VRING_ORDINARY_DESCS 3
+
+/**
+ * vring_region_hint: the region that was found last
+ *
+ * To be called when one has been found in the current table.
+ */
+static inline const VringRamRegion *vring_region_hint(const Vring *vring)
+{
+    return &vring->ram_ref->table->regions[vring->region_hint];
+}
+
+/**
+ * vring_ordinary_table: host address of an ordinary chain's indirect table
+ * @addr: of the table
+ *
+ * Returns: NULL if it is not in the table of RAM
+ */
+static inline const uint8_t *vring_ordinary_table(Vring *vring, hwaddr addr)
+{
+    return vring_ram_table_translate(vring->ram_ref->table, addr,
+                                     VRING_ORDINARY_DESCS * sizeof(VringDesc),
+                                     &vring->region_hint);
+}
+
+/**
+ * vring_ordinary_add_slow: vring_ordinary_add() for memory in another region
+ */
+bool vring_ordinary_add_slow(Vring *vring, VringVectors *vecs, unsigned i,
+                             hwaddr addr, uint32_t len);
+
+/**
+ * vring_ordinary_add: fill in vector @i of an ordinary chain
+ * @region: where its memory probably is
+ * @desc: a copy of its descriptor
+ *
+ * A vector need not be taken back if the chain turns out not to be ordinary.
+ *
+ * Returns: false if it is empty, which means that it is to be left out, or not
+ *          in one region
+ */
+static inline bool vring_ordinary_add(Vring *vring,
+                                      const VringRamRegion *region,
+                                      VringVectors *vecs, unsigned i,
+                                      const VringDesc *desc)
+{
+    hwaddr offset = desc->addr - region->base;
+
+    if (unlikely(!desc->len)) {
+        return false;
+    }
+    /* The second subtraction cannot wrap: addr is within the region. */
+    if (unlikely(offset >= region->size ||
+                 desc->len > region->size - offset)) {
+        return vring_ordinary_add_slow(vring, vecs, i, desc->addr, desc->len);
+    }
+    vecs->iov[i].iov_base = region->host + offset;
+    vecs->iov[i].iov_len = desc->len;
+    vecs->addr[i] = desc->addr;
+    return true;
+}
+
+/**
+ * vring_ordinary_finish: turn an ordinary chain into an element in flight
+ * @vecs: all VRING_ORDINARY_DESCS were added
+ * @is_read: true if the vector in the middle is device-writable, too
+ * @id: tells the driver which element it is
+ *
+ * The same as vring_chain_finish().
+ */
+static inline void vring_ordinary_finish(Vring *vring, VirtQueueElement *elem,
+                                         VringVectors *vecs, bool is_read,
+                                         unsigned id)
+{
+    struct iovec *iov = vecs->iov;
+    hwaddr *addr = vecs->addr;
+
+    QEMU_BUILD_BUG_ON(VRING_ORDINARY_DESCS > VRING_INLINE_VECTORS);
+    elem->index = id;
+    elem->len = 0;
+    elem->ndescs = 1;
+    elem->in_order_filled = false;
+    elem->out_addr = addr;
+    elem->out_sg = iov;
+    if (is_read) {
+        elem->out_num = 1;
+        elem->in_num = 2;
+        elem->in_addr = addr + 1;
+        elem->in_sg = iov + 1;
+    } else {
+        elem->out_num = 2;
+        elem->in_num = 1;
+        elem->in_addr = addr + 2;
+        elem->in_sg = iov + 2;
+    }
+    vecs->ram_ref = vring_ram_ref_get(vring);
+    vring->inuse++;
+}
+
 /**
  * vring_element_set_dirty: note that the device wrote to an element's memory
  * @table: the table that the element's vectors point into
@@ -321,22 +425,25 @@ static inline void vring_element_set_dirty(Vring *vring,
                                            const VirtQueueElement *elem,
                                            const VringRamTable *table)
 {
-    const VringRamRegion *last = NULL;
-    bool logged = false;
+    unsigned i = 0;
 
-    for (unsigned i = 0; i < elem->in_num; i++) {
+    /* Most elements lie in one region, which is rarely logged. */
+    while (i < elem->in_num) {
         const VringRamRegion *region =
             vring_ram_table_find(table, elem->in_addr[i], &vring->region_hint);
+        bool logged = vring_ram_region_is_logged(region);
 
-        /* Most elements lie in one region, which is rarely logged. */
-        if (region != last) {
-            last = region;
-            logged = vring_ram_region_is_logged(region);
-        }
-        if (unlikely(logged)) {
-            vring_ram_region_set_dirty(region, elem->in_addr[i] - region->base,
-                                       elem->in_sg[i].iov_len);
-        }
+        do {
+            hwaddr offset = elem->in_addr[i] - region->base;
+
+            if (offset >= region->size) {
+                break;
+            }
+            if (unlikely(logged)) {
+                vring_ram_region_set_dirty(region, offset,
+                                           elem->in_sg[i].iov_len);
+            }
+        } while (++i < elem->in_num);
     }
 }
 

@@ -204,18 +204,15 @@ static int packed_read_list(Vring *vring, uint16_t flags, VringChain *chain,
     }
 }
 
-int vring_packed_pop(Vring *vring, VirtQueueElement *elem, VringVectors *vecs)
+/* Any list; returns the number of descriptors or a negative VringError */
+static __attribute__((noinline)) int
+packed_pop_list(Vring *vring, uint16_t flags, VirtQueueElement *elem,
+                VringVectors *vecs)
 {
-    uint16_t flags = packed_load_flags(vring, vring->last_avail_idx);
     VringChain chain;
     uint16_t id;
     int ret;
 
-    if (!packed_is_avail(flags, vring->avail_wrap)) {
-        return 0;
-    }
-    /* Read the rest of the list after the flags that show it (2.8.15) */
-    smp_rmb();
     vring_chain_begin(&chain, vecs);
     ret = packed_read_list(vring, flags, &chain, &id);
     if (unlikely(ret < 0)) {
@@ -223,7 +220,84 @@ int vring_packed_pop(Vring *vring, VirtQueueElement *elem, VringVectors *vecs)
         return ret;
     }
     vring_chain_finish(vring, &chain, elem, id, ret);
-    packed_advance(vring, &vring->last_avail_idx, &vring->avail_wrap, ret);
+    return ret;
+}
+
+/*
+ * An ordinary chain.  Otherwise changes nothing and returns false: whatever is
+ * wrong or rare is left to packed_pop_list(), which reads it all anew, but for
+ * the @flags.
+ */
+static inline bool packed_pop_ordinary(Vring *vring, uint16_t flags,
+                                       VirtQueueElement *elem,
+                                       VringVectors *vecs)
+{
+    const VringRamRegion *region;
+    const uint8_t *table;
+    uint64_t bytes;
+    VringDesc desc;
+    uint16_t id;
+    bool is_read;
+
+    if ((flags & (VRING_DESC_INDIRECT | VRING_DESC_NEXT)) !=
+        VRING_DESC_INDIRECT ||
+        unlikely(vring->swap || !vring->config.indirect ||
+                 vring->inuse >= vring->config.num)) {
+        return false;
+    }
+    packed_load_desc(vring, vring->last_avail_idx, &desc);
+    if (desc.len != VRING_ORDINARY_DESCS * sizeof(desc)) {
+        return false;
+    }
+    id = desc.packed.id;
+    table = vring_ordinary_table(vring, desc.addr);
+    if (unlikely(!table)) {
+        return false;
+    }
+    region = vring_region_hint(vring);
+
+    /* Only WRITE is valid in a table, and all of it is the chain (2.8.7) */
+    desc = vring_desc_copy(table);
+    bytes = desc.len;
+    if (unlikely((desc.packed.flags & VRING_DESC_WRITE) ||
+                 !vring_ordinary_add(vring, region, vecs, 0, &desc))) {
+        return false;
+    }
+    desc = vring_desc_copy(table + sizeof(desc));
+    bytes += desc.len;
+    is_read = desc.packed.flags & VRING_DESC_WRITE;
+    if (unlikely(!vring_ordinary_add(vring, region, vecs, 1, &desc))) {
+        return false;
+    }
+    desc = vring_desc_copy(table + 2 * sizeof(desc));
+    bytes += desc.len;
+    if (unlikely(!(desc.packed.flags & VRING_DESC_WRITE) ||
+                 bytes > UINT32_MAX ||
+                 !vring_ordinary_add(vring, region, vecs, 2, &desc))) {
+        return false;
+    }
+    vring_ordinary_finish(vring, elem, vecs, is_read, id);
+    return true;
+}
+
+int vring_packed_pop(Vring *vring, VirtQueueElement *elem, VringVectors *vecs)
+{
+    uint16_t flags = packed_load_flags(vring, vring->last_avail_idx);
+    int ndescs = 1;
+
+    if (!packed_is_avail(flags, vring->avail_wrap)) {
+        return 0;
+    }
+    /* Read the rest of the list after the flags that show it (2.8.15) */
+    smp_rmb();
+    if (!packed_pop_ordinary(vring, flags, elem, vecs)) {
+        ndescs = packed_pop_list(vring, flags, elem, vecs);
+        if (unlikely(ndescs < 0)) {
+            vring->broken = true;
+            return ndescs;
+        }
+    }
+    packed_advance(vring, &vring->last_avail_idx, &vring->avail_wrap, ndescs);
     return 1;
 }
 

@@ -107,7 +107,7 @@ bool vring_split_init(Vring *vring, Error **errp)
 
 /* Taking buffers */
 
-static uint16_t split_num_avail(Vring *vring)
+static inline uint16_t split_num_avail(Vring *vring)
 {
     uint16_t num = vring->shadow_avail_idx - vring->last_avail_idx;
 
@@ -223,35 +223,36 @@ static int split_read_chain(Vring *vring, uint16_t head, VringChain *chain)
  * The values read here are only hints and need no check: the pop that follows
  * reads them again.
  */
-static void split_prefetch(Vring *vring)
+static inline void split_prefetch(Vring *vring)
 {
+    const VringRamTable *table = vring->ram_ref->table;
     uint16_t idx = vring->last_avail_idx + 1;
-    const VringDesc *desc;
+    const VringRamRegion *region;
+    hwaddr offset;
     uint16_t head;
 
     if ((uint16_t)(vring->shadow_avail_idx - vring->last_avail_idx) < 2 ||
-        vring->swap) {
+        vring->swap || vring->region_hint >= table->nregions) {
         return;
     }
     head = qatomic_read(split_avail_entry(vring, idx & vring->mask));
     if (head < vring->config.num) {
-        desc = vring_desc_at(vring, head);
-        __builtin_prefetch(vring_ram_table_translate(vring->ram_ref->table,
-                                                     desc->addr,
-                                                     1, &vring->region_hint));
+        region = &table->regions[vring->region_hint];
+        offset = vring_desc_at(vring, head)->addr - region->base;
+        if (likely(offset < region->size)) {
+            __builtin_prefetch(region->host + offset);
+        }
     }
 }
 
-int vring_split_pop(Vring *vring, VirtQueueElement *elem, VringVectors *vecs)
+/* Any chain */
+static __attribute__((noinline)) int
+split_pop_chain(Vring *vring, uint16_t head, VirtQueueElement *elem,
+                VringVectors *vecs)
 {
     VringChain chain;
-    uint16_t head;
     int ret;
 
-    ret = split_next_head(vring, &head);
-    if (ret <= 0) {
-        return ret;
-    }
     vring_chain_begin(&chain, vecs);
     ret = split_read_chain(vring, head, &chain);
     if (unlikely(ret < 0)) {
@@ -259,9 +260,77 @@ int vring_split_pop(Vring *vring, VirtQueueElement *elem, VringVectors *vecs)
         return ret;
     }
     vring_chain_finish(vring, &chain, elem, head, 1);
-    vring->last_avail_idx++;
-    split_prefetch(vring);
     return 1;
+}
+
+/*
+ * An ordinary chain.  Otherwise changes nothing and returns false: whatever is
+ * wrong or rare is left to split_pop_chain(), which reads it all anew.
+ */
+static inline bool split_pop_ordinary(Vring *vring, uint16_t head,
+                                      VirtQueueElement *elem,
+                                      VringVectors *vecs)
+{
+    const VringRamRegion *region;
+    const uint8_t *table;
+    uint64_t bytes;
+    VringDesc desc;
+    bool is_read;
+
+    if (unlikely(vring->swap || !vring->config.indirect)) {
+        return false;
+    }
+    desc = vring_desc_copy(vring_desc_at(vring, head));
+    if (desc.flags != VRING_DESC_INDIRECT ||
+        desc.len != VRING_ORDINARY_DESCS * sizeof(desc)) {
+        return false;
+    }
+    table = vring_ordinary_table(vring, desc.addr);
+    if (unlikely(!table)) {
+        return false;
+    }
+    region = vring_region_hint(vring);
+
+    desc = vring_desc_copy(table);
+    bytes = desc.len;
+    if (unlikely(desc.flags != VRING_DESC_NEXT || desc.next != 1 ||
+                 !vring_ordinary_add(vring, region, vecs, 0, &desc))) {
+        return false;
+    }
+    desc = vring_desc_copy(table + sizeof(desc));
+    bytes += desc.len;
+    is_read = desc.flags & VRING_DESC_WRITE;
+    if (unlikely((desc.flags & ~VRING_DESC_WRITE) != VRING_DESC_NEXT ||
+                 desc.next != 2 ||
+                 !vring_ordinary_add(vring, region, vecs, 1, &desc))) {
+        return false;
+    }
+    desc = vring_desc_copy(table + 2 * sizeof(desc));
+    bytes += desc.len;
+    if (unlikely(desc.flags != VRING_DESC_WRITE || bytes > UINT32_MAX ||
+                 !vring_ordinary_add(vring, region, vecs, 2, &desc))) {
+        return false;
+    }
+    vring_ordinary_finish(vring, elem, vecs, is_read, head);
+    return true;
+}
+
+int vring_split_pop(Vring *vring, VirtQueueElement *elem, VringVectors *vecs)
+{
+    uint16_t head;
+    int ret;
+
+    ret = split_next_head(vring, &head);
+    if (ret > 0 && !split_pop_ordinary(vring, head, elem, vecs)) {
+        ret = split_pop_chain(vring, head, elem, vecs);
+    }
+    if (ret > 0) {
+        vring->last_avail_idx++;
+        split_prefetch(vring);
+    } else if (unlikely(ret < 0)) {
+        vring->broken = true;
+    }
+    return ret;
 }
 
 void vring_split_unpop(Vring *vring)

@@ -270,13 +270,8 @@ int vring_pop_full(Vring *vring)
 static inline int ring_pop(Vring *vring, VirtQueueElement *elem,
                            VringVectors *vecs)
 {
-    int ret = vring->config.packed ? vring_packed_pop(vring, elem, vecs)
-                                   : vring_split_pop(vring, elem, vecs);
-
-    if (unlikely(ret < 0)) {
-        vring->broken = true;
-    }
-    return ret;
+    return vring->config.packed ? vring_packed_pop(vring, elem, vecs)
+                                : vring_split_pop(vring, elem, vecs);
 }
 
 static __attribute__((noinline)) int ring_pop_in_order(Vring *vring,

@@ -276,13 +276,21 @@ unsigned vring_refresh_memory(Vring *vring);
  */
 void vring_vectors_init(VringVectors *vecs);
 
+/* Part of vring_vectors_release() */
+void vring_vectors_free(VringVectors *vecs);
+
 /**
  * vring_vectors_release: free what vring_pop() allocated
  * @vecs: its element was pushed, detached or put back; can be used again
  *
  * Pair: vring_vectors_init()
  */
-void vring_vectors_release(VringVectors *vecs);
+static inline void vring_vectors_release(VringVectors *vecs)
+{
+    if (unlikely(vecs->iov != vecs->inline_iov)) {
+        vring_vectors_free(vecs);
+    }
+}
 
 /**
  * vring_vectors_spare: vectors that a popped element does not use
