@@ -276,6 +276,17 @@ static bool lane_fits(const BlkDirect *lane, int64_t offset,
            bytes <= lane->length - offset;
 }
 
+static inline void lane_done(BlkDirect *lane, BdrvDirectReq *req, bool ok)
+{
+    if (req->is_write) {
+        for (unsigned i = 0; i < lane->num_nodes; i++) {
+            bdrv_direct_written(lane->nodes[i], req->offset, req->qiov->size);
+        }
+    }
+    req->again = !ok;
+    QSIMPLEQ_INSERT_TAIL(&lane->done, req, next);
+}
+
 bool blk_direct_rw(BlkDirect *lane, BdrvDirectReq *req, int64_t offset,
                    QEMUIOVector *qiov)
 {
@@ -301,7 +312,7 @@ bool blk_direct_rw(BlkDirect *lane, BdrvDirectReq *req, int64_t offset,
         return false;
     }
     if (ret) {
-        bdrv_direct_done(req, true);
+        lane_done(lane, req, true);
     }
     qatomic_set_u64(&lane->direct, lane->direct + 1);
     return true;
@@ -309,16 +320,8 @@ bool blk_direct_rw(BlkDirect *lane, BdrvDirectReq *req, int64_t offset,
 
 void bdrv_direct_done(BdrvDirectReq *req, bool ok)
 {
-    BlkDirect *lane = req->lane;
-
     IO_CODE();
-    if (req->is_write) {
-        for (unsigned i = 0; i < lane->num_nodes; i++) {
-            bdrv_direct_written(lane->nodes[i], req->offset, req->qiov->size);
-        }
-    }
-    req->again = !ok;
-    QSIMPLEQ_INSERT_TAIL(&lane->done, req, next);
+    lane_done(req->lane, req, ok);
 }
 
 /*

@@ -352,8 +352,8 @@ static uint32_t used_length(VirtIOBlockReq *req, uint32_t type,
 }
 
 /* @vecs: NULL if QEMU's virtqueue code has mapped the request */
-static void queue_use_request(DataPlaneQueue *q, VirtIOBlockReq *req,
-                              VringVectors *vecs, unsigned char status)
+static inline void queue_use_request(DataPlaneQueue *q, VirtIOBlockReq *req,
+                                     VringVectors *vecs, unsigned char status)
 {
     uint32_t type = request_type(req);
 
@@ -538,7 +538,7 @@ static unsigned queue_handle_mapped(DataPlaneQueue *q, MultiReqBuffer *mrb)
 static unsigned queue_process_ring(DataPlaneQueue *q, MultiReqBuffer *mrb,
                                    unsigned max)
 {
-    VirtIOBlockReq *reqs[VIRTIO_BLK_MAX_MERGE_REQS];
+    VIRTIO_BLK_UNCLEARED VirtIOBlockReq *reqs[VIRTIO_BLK_MAX_MERGE_REQS];
     unsigned total = 0, n;
 
     do {
@@ -580,7 +580,7 @@ static void queue_refresh_memory(DataPlaneQueue *q)
 static void handle_notify(DataPlaneQueue *q)
 {
     VirtIODevice *vdev = queue_vdev(q);
-    MultiReqBuffer mrb = { .direct = q->s->conf.x_direct ? &q->direct : NULL };
+    VIRTIO_BLK_UNCLEARED MultiReqBuffer mrb;
     unsigned budget = q->vring.config.num;
     unsigned total = 0;
     bool more;
@@ -592,6 +592,7 @@ static void handle_notify(DataPlaneQueue *q)
         return;
     }
     queue_refresh_memory(q);
+    virtio_blk_init_multireq(&mrb, q->s->conf.x_direct ? &q->direct : NULL);
 
     defer_call_begin();
     total = queue_handle_mapped(q, &mrb);
