@@ -29,12 +29,14 @@ typedef struct BdrvDirectReq BdrvDirectReq;
 struct BdrvDirectReq {
     BlkDirect *lane;
     QEMUIOVector *qiov;
-    int64_t offset;             /* in bytes */
+    union {
+        int64_t offset;         /* in bytes, until it is done */
+        QSIMPLEQ_ENTRY(BdrvDirectReq) next;     /* from then on */
+    };
     bool is_write;
     bool fua;                   /* BDRV_REQ_FUA */
     bool again;                 /* it has not succeeded */
     bool alone;                 /* nothing else is in flight, or follows */
-    QSIMPLEQ_ENTRY(BdrvDirectReq) next;
 };
 
 /*

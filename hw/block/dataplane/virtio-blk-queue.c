@@ -118,15 +118,16 @@ VirtioBlkDataPlaneQueueInfo *data_plane_queue_info(DataPlaneQueue *q,
 /* The pool */
 
 /* Do not initialise the slots: untouched memory takes no RAM unless locked. */
-static DataPlanePool *pool_new(unsigned size)
+static DataPlanePool *pool_new(DataPlaneQueue *q, unsigned size)
 {
     DataPlanePool *pool = g_malloc(sizeof(*pool) +
                                    size * sizeof(pool->slots[0]));
 
+    pool->queue = q;
     pool->size = size;
     pool->touched = 0;
     pool->taken = 0;
-    QSLIST_INIT(&pool->free);
+    pool->free = NULL;
     return pool;
 }
 
@@ -147,7 +148,7 @@ static void pool_set_size(DataPlaneQueue *q, unsigned size)
 {
     if (!q->pool || q->pool->size != size) {
         pool_abandon(q);
-        q->pool = pool_new(size);
+        q->pool = pool_new(q, size);
     }
 }
 
@@ -155,14 +156,14 @@ static void pool_set_size(DataPlaneQueue *q, unsigned size)
 static DataPlaneReq *pool_get(DataPlaneQueue *q)
 {
     DataPlanePool *pool = q->pool;
-    DataPlaneReq *slot = QSLIST_FIRST(&pool->free);
+    DataPlaneReq *slot;
 
-    if (likely(slot)) {
-        QSLIST_REMOVE_HEAD(&pool->free, next);
+    if (likely(pool->free)) {
+        slot = container_of(pool->free, DataPlaneReq, req);
+        pool->free = pool->free->next;
     } else if (likely(pool->touched < pool->size)) {
         slot = &pool->slots[pool->touched++];
         vring_vectors_init(&slot->vecs);
-        slot->queue = q;
         slot->pool = pool;
     } else {
         return NULL;
@@ -175,9 +176,10 @@ static void pool_put(DataPlaneReq *slot)
 {
     DataPlanePool *pool = slot->pool;
 
-    QSLIST_INSERT_HEAD(&pool->free, slot, next);
+    slot->req.next = pool->free;
+    pool->free = &slot->req;
     pool->taken--;
-    if (unlikely(pool != slot->queue->pool) && !pool->taken) {
+    if (unlikely(pool != pool->queue->pool) && !pool->taken) {
         g_free(pool);
     }
 }
@@ -188,7 +190,7 @@ static void release_request(VirtIOBlockReq *req)
     DataPlaneReq *slot = container_of(req, DataPlaneReq, req);
 
     vring_vectors_release(&slot->vecs);
-    stat_add(&slot->queue->stats.released, 1);
+    stat_add(&slot->pool->queue->stats.released, 1);
     pool_put(slot);
 }
 

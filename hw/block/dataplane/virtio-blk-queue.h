@@ -34,9 +34,7 @@ typedef struct DataPlanePool DataPlanePool;
 typedef struct DataPlaneReq {
     VirtIOBlockReq req;         /* first: all that the device knows */
     VringVectors vecs;
-    DataPlaneQueue *queue;
     DataPlanePool *pool;
-    QSLIST_ENTRY(DataPlaneReq) next;
 } DataPlaneReq;
 
 /*
@@ -45,10 +43,11 @@ typedef struct DataPlaneReq {
  * started.
  */
 struct DataPlanePool {
+    DataPlaneQueue *queue;
     unsigned size;
     unsigned touched;           /* slots below this were used before */
     unsigned taken;
-    QSLIST_HEAD(, DataPlaneReq) free;
+    VirtIOBlockReq *free;       /* a list, by VirtIOBlockReq.next */
     DataPlaneReq slots[];
 };
 
