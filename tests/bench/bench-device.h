@@ -2,13 +2,14 @@
  * A virtio-blk device as the benchmark's driver sees it
  *
  * Knows what a driver needs of a device and its process, however the two are
- * reached: bench-qemu.c (virtio-pci, over the qtest socket) and
- * bench-vhost-user.c (a vhost-user socket) provide it.  Does not know rings or
- * requests.
+ * reached: bench-qemu.c (virtio-pci, over the qtest socket),
+ * bench-vhost-user.c (a vhost-user socket) and bench-standin.c (nobody else)
+ * provide it.  Does not know rings or requests.
  *
  * Life of a BenchDevice:
  *
- *   bench_qemu_new() or bench_vhost_user_new()   features are negotiated
+ *   bench_qemu_new(), bench_vhost_user_new()     features are negotiated
+ *   or bench_standin_new()
  *     bench_device_start()                       queues get their memory
  *       bench_device_quiet()                     before a measurement
  *       bench_device_resume()                    after it
@@ -70,10 +71,14 @@ typedef struct BenchDevice BenchDevice;
 typedef bool BenchProbeFunc(void *opaque, unsigned queue, GError **errp);
 
 typedef struct BenchDeviceOps {
-    /* See the functions below; quiet and resume may be NULL. */
+    /* See the functions below; all but start, alive and free may be NULL. */
     bool (*start)(BenchDevice *dev, GError **errp);
     bool (*quiet)(BenchDevice *dev, GError **errp);
     bool (*resume)(BenchDevice *dev, GError **errp);
+    /* Of a device without a thread of its own: use all that is available */
+    void (*serve)(BenchDevice *dev);
+    /* How many requests it has served; NULL: it cannot tell */
+    uint64_t (*served)(const BenchDevice *dev);
     /* Is the device's process still there?  Says so in @errp if not. */
     bool (*alive)(BenchDevice *dev, GError **errp);
     void (*free)(BenchDevice *dev);
@@ -118,6 +123,16 @@ BenchDevice *bench_qemu_new(char **argv, const BenchWish *wish,
  */
 BenchDevice *bench_vhost_user_new(const char *path, const BenchWish *wish,
                                   BenchMemory *mem, GError **errp);
+
+/**
+ * bench_standin_new: make a device that serves within the driver's thread
+ * @wish: what is to be negotiated
+ * @mem: outlives the device
+ *
+ * Returns: NULL with @errp set if it cannot do what is wished
+ */
+BenchDevice *bench_standin_new(const BenchWish *wish, BenchMemory *mem,
+                               GError **errp);
 
 /**
  * bench_device_start: hand the queues to the device, with all notifiers

@@ -38,11 +38,15 @@ static inline unsigned bench_histogram_bucket(uint64_t value)
     return (shift + 1) * BENCH_HIST_SUB + (value >> shift) - BENCH_HIST_SUB;
 }
 
-static inline void bench_histogram_add(BenchHistogram *h, uint64_t value)
+/**
+ * bench_histogram_add: @n times the same value
+ */
+static inline void bench_histogram_add(BenchHistogram *h, uint64_t value,
+                                       unsigned n)
 {
-    h->count[bench_histogram_bucket(value)]++;
-    h->total++;
-    h->sum += value;
+    h->count[bench_histogram_bucket(value)] += n;
+    h->total += n;
+    h->sum += value * n;
     h->max = MAX(h->max, value);
 }
 

@@ -2,20 +2,25 @@
  * The load: requests that a driver keeps in flight, and what they cost
  *
  * One thread serves all queues in turn.  A sweep takes all that is used, makes
- * as many requests anew, and exposes them at once; the clock is read once per
- * sweep, so that a request's latency begins when its sweep does.
+ * as many requests anew, and exposes them at once; the clock is read at both
+ * ends of a sweep, and a request's latency begins when its sweep does.
+ *
+ * What is done per request must take a small part of what a device needs, or
+ * the driver is what is measured (scripts/bench --measure-driver).  So a cache
+ * line that the device reads is written only where it changes, and what a sweep
+ * is going to touch is fetched at its beginning.
  *
  * Copyright (c) 2026 the virtio-blk data plane authors
  *
  * SPDX-License-Identifier: GPL-2.0-or-later
  */
 
+#include "bench-clock.h"
 #include "bench-load.h"
 #include "bench-process.h"
 
 #include <poll.h>
 #include <string.h>
-#include <time.h>
 #include <unistd.h>
 
 /* Request types (5.2.6) and the status that no device writes */
@@ -33,6 +38,9 @@
 #define PROBE_NS        (10 * 1000000000ull)
 #define MS              1000000ull
 
+/* What is done per request: compiled for each Mode */
+#define INLINE static inline __attribute__((always_inline))
+
 /* How often a polling driver looks whether the device is still there */
 #define IDLE_SPINS      (1 << 16)
 
@@ -42,29 +50,31 @@ typedef struct RequestHeader {
     uint64_t sector;
 } RequestHeader;
 
-/* Guest memory of a request beside its data */
+/* Guest memory of a request beside its data: two cache lines */
 typedef struct RequestMemory {
-    BenchDesc table[DESCS];
+    BenchDesc table[DESCS];     /* the device reads it, and it hardly changes */
     uint64_t pad[2];
     RequestHeader header;       /* in one cache line with the status */
     uint8_t status;
+    uint8_t pad2[47];
 } RequestMemory;
 
+G_STATIC_ASSERT(sizeof(RequestMemory) == 128);
+
 typedef struct Slot {
-    RequestMemory *mem;
     BenchDesc *desc;            /* the three descriptors, wherever they are */
     BenchDesc table;            /* what points at them, if indirect */
     const BenchDesc *in_ring;   /* one or the other */
     uint8_t *data;
     uint64_t start_ns;
     uint64_t block;
-    bool write;
-    bool in_flight;
+    uint32_t type;              /* what its header and descriptors say */
 } Slot;
 
 typedef struct LoadQueue {
     BenchRing ring;
     Slot *slots;
+    RequestMemory *mem;         /* of each slot */
     unsigned in_flight;
     uint64_t next_block;        /* sequential runs */
     uint64_t first_block;
@@ -79,6 +89,8 @@ typedef struct Reading {
     uint64_t instructions;
     uint64_t kicks;
     uint64_t calls;
+    uint64_t driver_ns;
+    uint64_t served;
 } Reading;
 
 typedef enum Phase {
@@ -97,20 +109,48 @@ struct BenchLoad {
     const BenchRun *run;
     BenchResult *result;
     GArray *counters;           /* of instructions, int per serving thread */
+    unsigned step;              /* descriptors in the ring of each request */
+    unsigned depth;             /* as in run */
+    unsigned write_percent;     /* likewise */
+    unsigned block_sectors;
+    uint32_t max_len;           /* that the device may write of a request */
     Phase phase;
     Reading begin;
     uint64_t blocks;
     uint64_t random;
     uint64_t end_ns;            /* of the phase */
     uint64_t progress_ns;       /* when something was used last */
+    uint64_t driver_ns;         /* from the beginning of sweeps to their end */
 };
 
-static uint64_t now_ns(void)
-{
-    struct timespec ts;
+/* What a sweep changes with each request: not to be read from memory again */
+typedef struct Sweep {
+    uint64_t now;
+    uint64_t random;
 
-    clock_gettime(CLOCK_MONOTONIC, &ts);
-    return ts.tv_sec * 1000000000ull + ts.tv_nsec;
+    /* Requests of one sweep mostly end in one sweep, too: counted together */
+    uint64_t same_start_ns;
+    unsigned num_same;
+} Sweep;
+
+/*
+ * What a sweep is compiled for.  One that is plain has a descriptor in the ring
+ * per request, nothing to verify, and a new request for each one that ended.
+ */
+typedef enum Mode {
+    MODE_ANY,
+    MODE_PLAIN_SPLIT,
+    MODE_PLAIN_PACKED,
+} Mode;
+
+/* The compiler's own fetches to read, which costs a second trip to write. */
+static inline void fetch_to_write(const void *p)
+{
+#if defined(__x86_64__)
+    __asm__ volatile("prefetchw %0" : : "m" (*(const char *)p));
+#else
+    __builtin_prefetch(p, 1);
+#endif
 }
 
 static void relax(void)
@@ -122,19 +162,14 @@ static void relax(void)
 #endif
 }
 
-/* xorshift64*: the least that a random request can cost */
-static uint64_t next_random(BenchLoad *load)
+/*
+ * A number below @n.  A linear congruence (Knuth's MMIX) is the least that a
+ * random request can cost, and its upper bits, which count here, are good.
+ */
+INLINE uint64_t random_below(Sweep *s, uint64_t n)
 {
-    load->random ^= load->random >> 12;
-    load->random ^= load->random << 25;
-    load->random ^= load->random >> 27;
-    return load->random * 0x2545f4914f6cdd1dull;
-}
-
-/* A number below @n, without a division */
-static uint64_t random_below(BenchLoad *load, uint64_t n)
-{
-    return (unsigned __int128)next_random(load) * n >> 64;
+    s->random = s->random * 6364136223846793005ull + 1442695040888963407ull;
+    return (unsigned __int128)s->random * n >> 64;
 }
 
 /* Measuring */
@@ -143,7 +178,9 @@ static Reading take_reading(BenchLoad *load)
 {
     const BenchDevice *dev = load->dev;
     Reading r = {
-        .ns = now_ns(),
+        .ns = bench_clock_ns(),
+        .driver_ns = load->driver_ns,
+        .served = dev->ops->served ? dev->ops->served(dev) : 0,
         .process_cpu_ns = dev->pid ? bench_process_cpu_ns(dev->pid) : 0,
     };
 
@@ -174,6 +211,8 @@ static void finish_measurement(BenchLoad *load)
     result->instructions = end.instructions - begin.instructions;
     result->kicks = end.kicks - begin.kicks;
     result->calls = end.calls - begin.calls;
+    result->driver_ns = end.driver_ns - begin.driver_ns;
+    result->served = end.served - begin.served;
 }
 
 static void advance_phase(BenchLoad *load, uint64_t now)
@@ -199,20 +238,10 @@ static void advance_phase(BenchLoad *load, uint64_t now)
 
 /* Making requests */
 
-static unsigned descs_in_ring(const BenchDevice *dev)
-{
-    return bench_device_has(dev, BENCH_F_INDIRECT_DESC) ? 1 : DESCS;
-}
-
-static unsigned head_of_slot(const BenchLoad *load, unsigned i)
-{
-    return i * descs_in_ring(load->dev);
-}
-
 /*
  * Points a slot's descriptors at its memory; what varies is set per request.
  * They stand in a table in guest memory, but for chains that stay where they
- * are in the ring for good.
+ * are in the ring for good.  @mem and @data are guest addresses.
  */
 static void prepare_slot(BenchLoad *load, LoadQueue *q, unsigned i,
                          uint64_t mem, uint64_t data)
@@ -220,25 +249,27 @@ static void prepare_slot(BenchLoad *load, LoadQueue *q, unsigned i,
     Slot *slot = &q->slots[i];
     BenchRing *ring = &q->ring;
     bool indirect = bench_device_has(load->dev, BENCH_F_INDIRECT_DESC);
-    uint8_t *host = load->dev->mem->host;
     bool in_place = !indirect && bench_ring_has_places(ring);
-    unsigned first = in_place ? head_of_slot(load, i) : 0;
+    unsigned first = in_place ? i * load->step : 0;
 
-    slot->mem = (RequestMemory *)(host + mem);
-    slot->data = host + data;
-    slot->desc = in_place ? &ring->desc[first] : slot->mem->table;
+    slot->data = load->dev->mem->host + data;
+    slot->desc = in_place ? &ring->desc[first] : q->mem[i].table;
     slot->desc[0] = bench_ring_desc(ring,
                                     mem + offsetof(RequestMemory, header),
                                     sizeof(RequestHeader), BENCH_DESC_NEXT,
                                     first + 1);
-    slot->desc[1] = bench_ring_desc(ring, data, load->run->block_size, 0,
+    slot->desc[1] = bench_ring_desc(ring, data, load->run->block_size,
+                                    BENCH_DESC_NEXT | BENCH_DESC_WRITE,
                                     first + 2);
     slot->desc[2] = bench_ring_desc(ring,
                                     mem + offsetof(RequestMemory, status), 1,
                                     BENCH_DESC_WRITE, 0);
+    slot->type = TYPE_IN;
+    q->mem[i].header = (RequestHeader) { .type = TYPE_IN };
+    q->mem[i].status = STATUS_NONE;
     slot->in_ring = slot->desc;
     if (indirect) {
-        slot->table = bench_ring_desc(ring, mem, sizeof(slot->mem->table),
+        slot->table = bench_ring_desc(ring, mem, sizeof(q->mem[i].table),
                                       BENCH_DESC_INDIRECT, 0);
         slot->in_ring = &slot->table;
         if (bench_ring_has_places(ring)) {
@@ -247,22 +278,45 @@ static void prepare_slot(BenchLoad *load, LoadQueue *q, unsigned i,
     }
 }
 
-static void add_request(BenchLoad *load, LoadQueue *q, unsigned i,
-                        uint32_t type, uint64_t sector)
+/* Descriptors in the ring of each request */
+INLINE unsigned step_of(const BenchLoad *load, Mode mode)
 {
-    Slot *slot = &q->slots[i];
-
-    slot->mem->header.type = type;
-    slot->mem->header.sector = sector;
-    slot->mem->status = STATUS_NONE;
-    bench_ring_set_flags(&q->ring, &slot->desc[1], type == TYPE_OUT ?
-                         BENCH_DESC_NEXT : BENCH_DESC_NEXT | BENCH_DESC_WRITE);
-    slot->in_flight = true;
-    q->in_flight++;
-    bench_ring_add(&q->ring, head_of_slot(load, i), slot->in_ring);
+    return mode == MODE_ANY ? load->step : 1;
 }
 
-static uint64_t next_sequential(LoadQueue *q)
+INLINE void add_to_ring(const BenchLoad *load, BenchRing *ring, unsigned i,
+                        const BenchDesc *desc, Mode mode)
+{
+    switch (mode) {
+    case MODE_PLAIN_SPLIT:
+        bench_split_add(ring, i);
+        break;
+    case MODE_PLAIN_PACKED:
+        bench_packed_add(ring, i, desc);
+        break;
+    default:
+        bench_ring_add(ring, i * load->step, desc);
+    }
+}
+
+INLINE void add_request(const BenchLoad *load, LoadQueue *q, unsigned i,
+                        uint32_t type, uint64_t sector, Mode mode)
+{
+    Slot *slot = &q->slots[i];
+    RequestMemory *mem = &q->mem[i];
+
+    mem->header.sector = sector;
+    mem->status = STATUS_NONE;
+    if (slot->type != type) {
+        slot->type = type;
+        mem->header.type = type;
+        bench_ring_set_flags(&q->ring, &slot->desc[1], BENCH_DESC_NEXT |
+                             (type == TYPE_OUT ? 0 : BENCH_DESC_WRITE));
+    }
+    add_to_ring(load, &q->ring, i, slot->in_ring, mode);
+}
+
+INLINE uint64_t next_sequential(LoadQueue *q)
 {
     uint64_t block = q->next_block++;
 
@@ -273,43 +327,58 @@ static uint64_t next_sequential(LoadQueue *q)
 }
 
 /* The next request's block; false if there is none to be made */
-static bool next_block(BenchLoad *load, LoadQueue *q, uint64_t *block)
+INLINE bool next_block(BenchLoad *load, LoadQueue *q, Sweep *s, Mode mode,
+                       uint64_t *block)
 {
     const BenchRun *run = load->run;
+    bool any = mode == MODE_ANY;
 
-    if (load->phase == PHASE_DRAIN) {
+    if (any && load->phase == PHASE_DRAIN) {
         return false;
     }
-    if (load->phase == PHASE_PREPARE) {
+    if (any && load->phase == PHASE_PREPARE) {
         *block = q->next_block;
         q->next_block += *block < q->end_block;
         return *block < q->end_block;
     }
     do {
-        *block = run->random ? random_below(load, load->blocks)
+        *block = run->random ? random_below(s, load->blocks)
                              : next_sequential(q);
-    } while (run->verify && !bench_pattern_lock(load->pattern, *block));
+    } while (any && run->verify &&
+             !bench_pattern_lock(load->pattern, *block));
     return true;
 }
 
-static void make_request(BenchLoad *load, LoadQueue *q, unsigned i,
-                         uint64_t now)
+INLINE bool next_is_write(BenchLoad *load, Sweep *s, Mode mode)
 {
-    const BenchRun *run = load->run;
-    Slot *slot = &q->slots[i];
+    unsigned percent = load->write_percent;
 
-    if (!next_block(load, q, &slot->block)) {
-        return;
+    if (mode == MODE_ANY && load->phase == PHASE_PREPARE) {
+        return true;
     }
-    slot->start_ns = now;
-    slot->write = load->phase == PHASE_PREPARE ||
-                  (run->write_percent &&
-                   random_below(load, 100) < run->write_percent);
-    if (slot->write && run->verify) {
-        bench_pattern_fill(load->pattern, slot->block, slot->data);
+    return percent && (percent == 100 || random_below(s, 100) < percent);
+}
+
+/* False if there is none to be made */
+INLINE bool make_request(BenchLoad *load, LoadQueue *q, Sweep *s, unsigned i,
+                         Mode mode)
+{
+    Slot *slot = &q->slots[i];
+    uint64_t block;
+    bool write;
+
+    if (!next_block(load, q, s, mode, &block)) {
+        return false;
     }
-    add_request(load, q, i, slot->write ? TYPE_OUT : TYPE_IN,
-                slot->block * (run->block_size / SECTOR));
+    write = next_is_write(load, s, mode);
+    slot->start_ns = s->now;
+    slot->block = block;
+    if (mode == MODE_ANY && write && load->run->verify) {
+        bench_pattern_fill(load->pattern, block, slot->data);
+    }
+    add_request(load, q, i, write ? TYPE_OUT : TYPE_IN,
+                block * load->block_sectors, mode);
+    return true;
 }
 
 /* Completing requests */
@@ -324,36 +393,61 @@ static bool used_error(const LoadQueue *q, GError **errp, const char *what,
     return false;
 }
 
-static bool check_used(const BenchLoad *load, const LoadQueue *q,
-                       BenchUsed used, unsigned *i, GError **errp)
+static bool status_error(const BenchLoad *load, const LoadQueue *q,
+                         unsigned i, GError **errp)
 {
-    unsigned step = head_of_slot(load, 1);
-    const Slot *slot;
+    const Slot *slot = &q->slots[i];
 
-    *i = used.id / step;
-    if (used.id % step || *i >= load->run->depth) {
+    g_set_error(errp, BENCH_ERROR, 0, "request failed: %s of %u bytes at "
+                "block %" G_GUINT64_FORMAT " ended with status %u",
+                slot->type == TYPE_OUT ? "write" : "read", load->run->block_size,
+                slot->block, q->mem[i].status);
+    return false;
+}
+
+/* The slot whose chain has this head; by a constant, as division is slow */
+INLINE unsigned slot_of_head(unsigned step, uint32_t head)
+{
+    return step == 1 ? head : head / DESCS;
+}
+
+INLINE bool is_chain(const BenchLoad *load, unsigned step, BenchUsed used,
+                     unsigned i)
+{
+    return i < load->depth && i * step == used.id;
+}
+
+/*
+ * Is it one of our chains, in flight, used as it should be?  The status is
+ * STATUS_NONE in all chains that the device has not used.
+ */
+INLINE bool is_sound(const BenchLoad *load, const LoadQueue *q, unsigned step,
+                     BenchUsed used, unsigned i)
+{
+    return is_chain(load, step, used, i) && used.len <= load->max_len &&
+           !q->mem[i].status;
+}
+
+/* Always false: what is_sound() has found */
+static bool tell_fault(const BenchLoad *load, const LoadQueue *q,
+                       BenchUsed used, unsigned i, GError **errp)
+{
+    if (!is_chain(load, load->step, used, i)) {
         return used_error(q, errp, "the device used what is no chain", used);
     }
-    slot = &q->slots[*i];
-    if (!slot->in_flight) {
-        return used_error(q, errp, "the device used a chain twice", used);
+    if (q->mem[i].status == STATUS_NONE) {
+        return used_error(q, errp, "the device used a chain twice, or wrote no "
+                          "status", used);
     }
-    if (used.len > load->run->block_size + 1) {
+    if (used.len > load->max_len) {
         return used_error(q, errp, "the device wrote beyond the chain", used);
     }
-    if (slot->mem->status) {
-        g_set_error(errp, BENCH_ERROR, 0, "request failed: %s of %u bytes at "
-                    "block %" G_GUINT64_FORMAT " ended with status %u",
-                    slot->write ? "write" : "read", load->run->block_size,
-                    slot->block, slot->mem->status);
-        return false;
-    }
-    return true;
+    return status_error(load, q, i, errp);
 }
 
 static bool verify_slot(BenchLoad *load, const Slot *slot, GError **errp)
 {
-    if (!slot->write) {
+    if (slot->type == TYPE_IN) {
         if (!bench_pattern_check(load->pattern, slot->block, slot->data,
                                  errp)) {
             return false;
@@ -364,28 +458,144 @@ static bool verify_slot(BenchLoad *load, const Slot *slot, GError **errp)
     return true;
 }
 
-static bool complete_one(BenchLoad *load, LoadQueue *q, uint64_t now,
+static void count(BenchLoad *load, uint64_t ns, unsigned n)
+{
+    if (n && load->phase == PHASE_MEASURE) {
+        bench_histogram_add(&load->result->latency, ns, n);
+    }
+}
+
+INLINE void count_one(BenchLoad *load, Sweep *s, uint64_t start)
+{
+    if (start != s->same_start_ns) {
+        count(load, s->now - s->same_start_ns, s->num_same);
+        s->same_start_ns = start;
+        s->num_same = 0;
+    }
+    s->num_same++;
+}
+
+INLINE BenchUsed take_from_ring(BenchRing *ring, Mode mode)
+{
+    switch (mode) {
+    case MODE_PLAIN_SPLIT:
+        return bench_split_take(ring);
+    case MODE_PLAIN_PACKED:
+        return bench_packed_take(ring);
+    default:
+        return bench_ring_take(ring);
+    }
+}
+
+INLINE bool complete_one(BenchLoad *load, LoadQueue *q, Sweep *s, Mode mode,
                          GError **errp)
 {
-    BenchUsed used = bench_ring_take(&q->ring);
-    Slot *slot;
-    unsigned i;
+    BenchUsed used = take_from_ring(&q->ring, mode);
+    unsigned i = slot_of_head(step_of(load, mode), used.id);
 
-    if (!check_used(load, q, used, &i, errp)) {
+    if (!is_sound(load, q, step_of(load, mode), used, i)) {
+        return tell_fault(load, q, used, i, errp);
+    }
+    if (mode == MODE_ANY && load->run->verify && load->phase != PHASE_PREPARE &&
+        !verify_slot(load, &q->slots[i], errp)) {
         return false;
     }
-    slot = &q->slots[i];
-    slot->in_flight = false;
-    q->in_flight--;
-    if (load->run->verify && load->phase != PHASE_PREPARE &&
-        !verify_slot(load, slot, errp)) {
-        return false;
+    count_one(load, s, q->slots[i].start_ns);
+    if (!make_request(load, q, s, i, mode)) {
+        q->mem[i].status = STATUS_NONE;
+        q->in_flight--;
     }
-    if (load->phase == PHASE_MEASURE) {
-        bench_histogram_add(&load->result->latency, now - slot->start_ns);
-    }
-    make_request(load, q, i, now);
     return true;
+}
+
+/*
+ * The device has written the status of each of these @n requests, and is going
+ * to read the header: one line after the other would be waited for.
+ */
+INLINE void fetch_used(const BenchLoad *load, const LoadQueue *q, Mode mode,
+                       uint16_t n)
+{
+    for (unsigned k = 0; k < n; k++) {
+        unsigned i = slot_of_head(step_of(load, mode),
+                                  bench_ring_peek(&q->ring, k));
+
+        /* A hint, which may point anywhere */
+        fetch_to_write(&q->mem[i].header);
+    }
+}
+
+INLINE Sweep begin_sweep(const BenchLoad *load, uint64_t now)
+{
+    return (Sweep) { .now = now, .random = load->random };
+}
+
+INLINE void end_sweep(BenchLoad *load, const Sweep *s)
+{
+    count(load, s->now - s->same_start_ns, s->num_same);
+    load->random = s->random;
+}
+
+/* Takes @n used buffers */
+INLINE bool take_used(BenchLoad *load, LoadQueue *q, uint16_t n, uint64_t now,
+                      Mode mode, GError **errp)
+{
+    Sweep s = begin_sweep(load, now);
+    bool ok = true;
+
+    fetch_used(load, q, mode, n);
+    while (n-- && ok) {
+        ok = complete_one(load, q, &s, mode, errp);
+    }
+    end_sweep(load, &s);
+    return ok;
+}
+
+/* Functions of their own, as they need all of the registers */
+
+static __attribute__((noinline)) bool
+take_plain_split(BenchLoad *load, LoadQueue *q, uint16_t n, uint64_t now,
+                 GError **errp)
+{
+    return take_used(load, q, n, now, MODE_PLAIN_SPLIT, errp);
+}
+
+static __attribute__((noinline)) bool
+take_plain_packed(BenchLoad *load, LoadQueue *q, uint16_t n, uint64_t now,
+                  GError **errp)
+{
+    return take_used(load, q, n, now, MODE_PLAIN_PACKED, errp);
+}
+
+static __attribute__((noinline)) bool
+take_any(BenchLoad *load, LoadQueue *q, uint16_t n, uint64_t now,
+         GError **errp)
+{
+    return take_used(load, q, n, now, MODE_ANY, errp);
+}
+
+static Mode mode_of(const BenchLoad *load, const LoadQueue *q)
+{
+    if (load->run->verify || load->step != 1 ||
+        (load->phase != PHASE_WARMUP && load->phase != PHASE_MEASURE)) {
+        return MODE_ANY;
+    }
+    if (q->ring.packed) {
+        return MODE_PLAIN_PACKED;
+    }
+    return q->ring.in_order ? MODE_ANY : MODE_PLAIN_SPLIT;
+}
+
+static bool take_all(BenchLoad *load, LoadQueue *q, uint16_t n, uint64_t now,
+                     GError **errp)
+{
+    switch (mode_of(load, q)) {
+    case MODE_PLAIN_SPLIT:
+        return take_plain_split(load, q, n, now, errp);
+    case MODE_PLAIN_PACKED:
+        return take_plain_packed(load, q, n, now, errp);
+    default:
+        return take_any(load, q, n, now, errp);
+    }
 }
 
 static bool sweep_queue(BenchLoad *load, LoadQueue *q, uint64_t now,
@@ -397,10 +607,8 @@ static bool sweep_queue(BenchLoad *load, LoadQueue *q, uint64_t now,
         return used_error(q, errp, "the device used more than it was given",
                           (BenchUsed) {});
     }
-    while (n--) {
-        if (!complete_one(load, q, now, errp)) {
-            return false;
-        }
+    if (!take_all(load, q, n, now, errp)) {
+        return false;
     }
     bench_ring_expose(&q->ring);
     if (!load->run->notified) {
@@ -437,7 +645,7 @@ static bool check_stall(BenchLoad *load, uint64_t stall_ns, GError **errp)
     if (!bench_device_alive(load->dev, errp)) {
         return false;
     }
-    if (now_ns() - load->progress_ns < stall_ns) {
+    if (bench_clock_ns() - load->progress_ns < stall_ns) {
         return true;
     }
     for (unsigned i = 0; i < load->dev->num_queues; i++) {
@@ -508,12 +716,24 @@ static bool wait_notified(BenchLoad *load, GError **errp)
     return true;
 }
 
+static bool wait_used(BenchLoad *load, GError **errp)
+{
+    BenchDevice *dev = load->dev;
+
+    if (dev->ops->serve) {
+        dev->ops->serve(dev);
+        return true;
+    }
+    return load->run->notified ? wait_notified(load, errp)
+                               : wait_polling(load, errp);
+}
+
 /* Runs */
 
 static bool run_phase(BenchLoad *load, GError **errp)
 {
     for (;;) {
-        uint64_t now = now_ns();
+        uint64_t now = bench_clock_ns();
 
         load->progress_ns = now;
         for (unsigned i = 0; i < load->dev->num_queues; i++) {
@@ -521,20 +741,30 @@ static bool run_phase(BenchLoad *load, GError **errp)
                 return false;
             }
         }
+        load->driver_ns += bench_clock_ns() - now;
         advance_phase(load, now);
         if (!total_in_flight(load)) {
             return true;
         }
-        if (!(load->run->notified ? wait_notified(load, errp)
-                                  : wait_polling(load, errp))) {
+        if (!wait_used(load, errp)) {
             return false;
         }
     }
 }
 
+static void fill_queue(BenchLoad *load, LoadQueue *q, uint64_t now)
+{
+    Sweep s = begin_sweep(load, now);
+
+    for (unsigned i = 0; i < load->depth; i++) {
+        q->in_flight += make_request(load, q, &s, i, MODE_ANY);
+    }
+    end_sweep(load, &s);
+}
+
 static bool begin_phase(BenchLoad *load, Phase phase, GError **errp)
 {
-    uint64_t now = now_ns();
+    uint64_t now = bench_clock_ns();
 
     load->phase = phase;
     load->end_ns = now + load->run->warmup_ms * MS;
@@ -544,9 +774,7 @@ static bool begin_phase(BenchLoad *load, Phase phase, GError **errp)
         q->first_block = load->blocks * i / load->dev->num_queues;
         q->end_block = load->blocks * (i + 1) / load->dev->num_queues;
         q->next_block = q->first_block;
-        for (unsigned j = 0; j < load->run->depth; j++) {
-            make_request(load, q, j, now);
-        }
+        fill_queue(load, q, now);
     }
     return run_phase(load, errp);
 }
@@ -565,7 +793,7 @@ static bool check_run(BenchLoad *load, const BenchRun *run, GError **errp)
                     (sizeof(RequestMemory) + 64 + run->block_size + 4096);
 
     if (!run->depth ||
-        head_of_slot(load, run->depth) > dev->queues[0].size) {
+        run->depth * load->step > dev->queues[0].size) {
         return refuse(errp, "the queue has not enough descriptors for this "
                       "depth: lower it, or use indirect descriptors");
     }
@@ -598,13 +826,16 @@ static void prepare_slots(BenchLoad *load)
     for (unsigned i = 0; i < load->dev->num_queues; i++) {
         LoadQueue *q = &load->queues[i];
 
+        uint64_t own = bench_memory_alloc(mem, run->depth *
+                                          sizeof(RequestMemory), 4096);
+
+        /* Side by side, as Linux has them: pages have few sets of a cache. */
+        q->mem = (RequestMemory *)(mem->host + own);
         q->slots = g_renew(Slot, q->slots, run->depth);
         memset(q->slots, 0, run->depth * sizeof(Slot));
         for (unsigned j = 0; j < run->depth; j++) {
-            uint64_t own = bench_memory_alloc(mem, sizeof(RequestMemory), 64);
-            uint64_t data = bench_memory_alloc(mem, run->block_size, 4096);
-
-            prepare_slot(load, q, j, own, data);
+            prepare_slot(load, q, j, own + j * sizeof(RequestMemory),
+                         bench_memory_alloc(mem, run->block_size, 4096));
         }
     }
 }
@@ -651,6 +882,16 @@ static void close_counters(BenchLoad *load)
     g_array_free(load->counters, TRUE);
 }
 
+/* With what is used per request where it is nearer */
+static void use_run(BenchLoad *load, const BenchRun *run)
+{
+    load->run = run;
+    load->depth = run->depth;
+    load->write_percent = run->write_percent;
+    load->block_sectors = run->block_size / SECTOR;
+    load->max_len = run->block_size + 1;
+}
+
 bool bench_load_run(BenchLoad *load, const BenchRun *run, BenchResult *result,
                     GError **errp)
 {
@@ -659,9 +900,9 @@ bool bench_load_run(BenchLoad *load, const BenchRun *run, BenchResult *result,
     bool ok;
 
     memset(result, 0, sizeof(*result));
-    load->run = run;
+    use_run(load, run);
     load->result = result;
-    load->random = run->seed * 2 + 1;
+    load->random = run->seed;
     if (!check_run(load, run, errp) ||
         !bench_device_quiet(load->dev, errp)) {
         return false;
@@ -671,6 +912,12 @@ bool bench_load_run(BenchLoad *load, const BenchRun *run, BenchResult *result,
     ok = prepare_pattern(load, errp) &&
          begin_phase(load, PHASE_WARMUP, errp);
     close_counters(load);
+    if (ok && load->dev->ops->served && result->served != result->requests) {
+        g_set_error(errp, BENCH_ERROR, 0, "the driver counted %"
+                    G_GUINT64_FORMAT " requests, the device %" G_GUINT64_FORMAT,
+                    result->requests, result->served);
+        ok = false;
+    }
     mem->next = mark;
     return bench_device_resume(load->dev, ok ? errp : NULL) && ok;
 }
@@ -685,10 +932,11 @@ static bool probe(void *opaque, unsigned queue, GError **errp)
     BenchUsed used;
     unsigned i;
 
+    add_request(load, q, 0, TYPE_GET_ID, 0, MODE_ANY);
+    q->in_flight = 1;
     bench_ring_want_call(&q->ring);
-    add_request(load, q, 0, TYPE_GET_ID, 0);
     bench_ring_expose(&q->ring);
-    load->progress_ns = now_ns();
+    load->progress_ns = bench_clock_ns();
     while (!bench_ring_has_used(&q->ring)) {
         if (!check_stall(load, PROBE_NS, errp)) {
             return false;
@@ -696,19 +944,17 @@ static bool probe(void *opaque, unsigned queue, GError **errp)
         g_usleep(100);
     }
     used = bench_ring_take(&q->ring);
-    if (!check_used(load, q, used, &i, errp)) {
-        return false;
-    }
-    q->slots[0].in_flight = false;
     q->in_flight = 0;
-    return true;
+    i = slot_of_head(load->step, used.id);
+    return is_sound(load, q, load->step, used, i) ||
+           tell_fault(load, q, used, i, errp);
 }
 
 static void prepare_probe(BenchLoad *load)
 {
     static const BenchRun run = { .block_size = ID_BYTES, .depth = 1 };
 
-    load->run = &run;
+    use_run(load, &run);
     prepare_slots(load);
 }
 
@@ -718,11 +964,12 @@ BenchLoad *bench_load_new(BenchDevice *dev, GError **errp)
     bool packed = bench_device_has(dev, BENCH_F_RING_PACKED);
 
     load->dev = dev;
+    load->step = bench_device_has(dev, BENCH_F_INDIRECT_DESC) ? 1 : DESCS;
     load->queues = g_new0(LoadQueue, dev->num_queues);
     for (unsigned i = 0; i < dev->num_queues; i++) {
         bench_ring_layout(&dev->queues[i], packed, dev->mem);
         bench_ring_init(&load->queues[i].ring, &dev->queues[i], dev,
-                        descs_in_ring(dev));
+                        load->step);
     }
     prepare_probe(load);
     if (!bench_device_start(dev, probe, load, errp)) {

@@ -40,6 +40,8 @@ typedef struct BenchResult {
     uint64_t instructions;      /* of the serving threads; 0: not counted */
     uint64_t kicks;             /* available buffer notifications */
     uint64_t calls;             /* used buffer notifications */
+    uint64_t driver_ns;         /* of the driver: sweeps that found something */
+    uint64_t served;            /* requests that the device counted, if so */
     uint64_t verified;          /* blocks read and compared, in the whole run */
     BenchHistogram latency;     /* ns */
 } BenchResult;

@@ -9,6 +9,7 @@
  * SPDX-License-Identifier: GPL-2.0-or-later
  */
 
+#include "bench-clock.h"
 #include "bench-load.h"
 #include "bench-process.h"
 
@@ -37,6 +38,7 @@ typedef struct Session {
     char *ring;
     char *vhost_user;
     char *iothreads;
+    gboolean stand_in;
     gboolean in_order;
     gboolean no_indirect;
     gboolean no_event_idx;
@@ -169,6 +171,7 @@ static void report_result(const BenchRun *run, const BenchResult *r)
              "process", r->process_cpu_ns / n);
     add_pair(b, "notifications_per_request", "available", r->kicks / n,
              "used", r->calls / n);
+    add_double(b, "driver_ns_per_request", r->driver_ns / n);
     json_builder_set_member_name(b, "instructions_per_request");
     if (r->instructions) {
         json_builder_add_double_value(b, r->instructions / n);
@@ -316,7 +319,7 @@ static bool choose_threads(const Session *s, BenchDevice *dev, GError **errp)
 {
     g_auto(GStrv) names = NULL;
 
-    if (!s->iothreads || s->vhost_user) {
+    if (!s->iothreads || s->vhost_user || s->stand_in) {
         return true;
     }
     names = g_strsplit(s->iothreads, ",", -1);
@@ -341,6 +344,9 @@ static BenchDevice *make_device(const Session *s, BenchMemory *mem,
         .event_idx = !s->no_event_idx,
     };
 
+    if (s->stand_in) {
+        return bench_standin_new(&wish, mem, errp);
+    }
     if (s->vhost_user) {
         return bench_vhost_user_new(s->vhost_user, &wish, mem, errp);
     }
@@ -382,8 +388,9 @@ static bool check_session(const Session *s, GError **errp)
         why = "--queue-size must be a power of two";
     } else if (s->memory < 32 || s->memory > 3072) {
         why = "--memory must be from 32 to 3072 MiB";
-    } else if (!!s->vhost_user == !!s->argv[1]) {
-        why = "give either --vhost-user or, behind --, QEMU's command line";
+    } else if (!!s->vhost_user + !!s->argv[1] + s->stand_in != 1) {
+        why = "give one of --vhost-user, --stand-in, and, behind --, QEMU's "
+              "command line";
     }
     if (why) {
         g_set_error(errp, BENCH_ERROR, 0, "%s (see --help)", why);
@@ -416,12 +423,16 @@ int main(int argc, char **argv)
           "guest memory (default 128)", "MIB" },
         { "vhost-user", 0, 0, G_OPTION_ARG_FILENAME, &s.vhost_user,
           "a vhost-user-blk back-end's socket", "SOCKET" },
+        { "stand-in", 0, 0, G_OPTION_ARG_NONE, &s.stand_in,
+          "a device in the driver's own thread, which only works on memory",
+          NULL },
         {}
     };
     g_autoptr(GOptionContext) context =
         g_option_context_new("[-- QEMU OPTION...]");
     g_autoptr(GError) error = NULL;
 
+    bench_clock_init();
     g_option_context_set_summary(context, summary);
     g_option_context_add_main_entries(context, entries, NULL);
     s.argv = g_strdupv(argv);

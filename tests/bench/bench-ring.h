@@ -201,6 +201,12 @@ static inline uint16_t bench_split_place(BenchRing *ring, uint16_t id,
     return head;
 }
 
+/* Of a split ring whose chains stay in their places */
+static inline void bench_split_add(BenchRing *ring, uint16_t head)
+{
+    ring->avail[2 + (ring->avail_idx++ & ring->mask)] = head;
+}
+
 /**
  * bench_ring_add: make a buffer available, not yet visible
  * @id: given back with the used buffer; bench_ring_has_places(): the head of
@@ -217,7 +223,7 @@ static inline void bench_ring_add(BenchRing *ring, uint16_t id,
     if (ring->in_order) {
         id = bench_split_place(ring, id, desc);
     }
-    ring->avail[2 + (ring->avail_idx++ & ring->mask)] = id;
+    bench_split_add(ring, id);
 }
 
 /**
@@ -275,22 +281,47 @@ static inline BenchUsed bench_packed_take(BenchRing *ring)
     return used;
 }
 
+/* Of a split ring whose chains stay in their places */
+static inline BenchUsed bench_split_take(BenchRing *ring)
+{
+    const BenchUsed *elems = (const BenchUsed *)(ring->used + 2);
+    const BenchUsed *elem = &elems[ring->used_idx++ & ring->mask];
+
+    return (BenchUsed) { .id = elem->id, .len = elem->len };
+}
+
 /**
  * bench_ring_take: the next used buffer; there is one
  */
 static inline BenchUsed bench_ring_take(BenchRing *ring)
 {
-    const BenchUsed *elems = (const BenchUsed *)(ring->used + 2);
     BenchUsed used;
 
     if (ring->packed) {
         return bench_packed_take(ring);
     }
-    used = elems[ring->used_idx++ & ring->mask];
+    used = bench_split_take(ring);
     if (ring->in_order) {
         used.id = ring->id_of_head[used.id & ring->mask];
     }
     return used;
+}
+
+/**
+ * bench_ring_peek: the id of the used buffer that is @k behind the next one
+ *
+ * Unchecked, and 0 where it cannot be told: for a hint.
+ */
+static inline uint32_t bench_ring_peek(const BenchRing *ring, unsigned k)
+{
+    const BenchUsed *elems = (const BenchUsed *)(ring->used + 2);
+
+    if (ring->packed) {
+        unsigned slot = ring->used_pos.slot + k * ring->buffer_descs;
+
+        return ring->desc[slot & ring->mask].packed.id;
+    }
+    return ring->in_order ? 0 : elems[(ring->used_idx + k) & ring->mask].id;
 }
 
 /**

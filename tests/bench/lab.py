@@ -141,6 +141,12 @@ class Lab:
                              None if subject.serving is None else qmp,
                              bool(subject.serving))
 
+    def driver_session(self) -> DriverSession:
+        """The driver alone, not open yet, with a stand-in for a device."""
+        command = subjects.driver_options(self.options, self.pin)
+        return DriverSession(command + ['--stand-in'],
+                             self.log_path('stand-in', 'driver'))
+
     @contextlib.contextmanager
     def sessions(self, backend: Backend, those: List[Subject]
                  ) -> Iterator[Dict[str, Session]]:

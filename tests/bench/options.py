@@ -104,6 +104,7 @@ class Options:
     plots: Optional[str] = None
     show: Optional[str] = None
     self_test: bool = False
+    measure_driver: bool = False
 
     def __post_init__(self) -> None:
         if not self.queue_size:
@@ -345,6 +346,10 @@ def add_results(parser: argparse.ArgumentParser) -> None:
     add = group.add_argument
     add('--self-test', action='store_true', default=None,
         help='no measurement: each backend with verification, shortly')
+    add('--measure-driver', action='store_true', default=None,
+        help='no QEMU: what the driver itself takes per request, against a '
+        'device within its thread that only works on memory; with the options '
+        'of the load and of the device')
     add('--no-build', action='store_true', default=None,
         help='trust that build/ is up to date')
     add('--help', '-h', action='help', help='this text')
@@ -369,6 +374,11 @@ def make_parser() -> Parser:
 def check_alone(given: dict) -> None:
     """Options that leave nothing for others to say."""
     company = {'self_test': {'no_build'},
+               'measure_driver': {
+                   'no_build', 'depth', 'bs', 'rw', 'write_percent', 'pattern',
+                   'queues', 'queue_size', 'ring', 'in_order', 'indirect',
+                   'event_idx', 'time_ms', 'warmup_ms', 'repeat', 'seed',
+                   'pin', 'no_pin'},
                'show': {'plots', 'reference', 'no_build'}}
     for option, allowed in company.items():
         if option in given:

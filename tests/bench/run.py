@@ -14,6 +14,7 @@ import datetime
 import json
 import os
 import signal
+import statistics
 import sys
 import time
 from typing import Dict, List, Tuple
@@ -339,10 +340,52 @@ def measure(options: Options) -> int:
     return 0
 
 
+def driver_lines(loads: List[plan.Workload], runs: List[List[dict]]
+                 ) -> List[str]:
+    """The table of --measure-driver; runs are those of each load."""
+    width = max(len(load.title()) for load in loads)
+    lines = ['', ' ' * width + '  ns per request, driver',
+             ' ' * width + ' median  least  whole    requests']
+    for load, results in zip(loads, runs):
+        own = [one['driver_ns_per_request'] for one in results]
+        whole = statistics.median(1e9 / one['iops'] for one in results)
+        lines.append(f'{load.title():{width}}{statistics.median(own):7.1f}'
+                     f'{min(own):7.1f}{whole:7.1f}'
+                     + str(sum(one['requests'] for one in results)).rjust(12))
+    return lines + [
+        '', 'driver: finding used requests, checking them, making new ones; the'
+        ' median of the\nruns, and the least, which was disturbed least.',
+        'whole: with the device, which is a stand-in within the same thread.',
+        'Both counted the same number of requests in each run.']
+
+
+def measure_driver(options: Options) -> int:
+    """--measure-driver. Returns the exit status."""
+    loads = plan.workloads(options)
+    runs: List[List[dict]] = [[] for _ in loads]
+    pin = host.choose_pin(options)
+    with Lab(options, pin[:1]) as lab:
+        try:
+            with lab.driver_session() as session:
+                for number in range(options.repeat):
+                    for load, results in zip(loads, runs):
+                        results.append(lab.run(session, load,
+                                               options.seed + number))
+        except SessionError as error:
+            raise Failure(failure_text('the driver alone', error)) from error
+    print(host.describe(host.machine()))
+    for note in host.pin_notes(pin[:1]):
+        print(f'note: {note}')
+    print('\n'.join(driver_lines(loads, runs)))
+    return 0
+
+
 def needs(options: Options) -> str:
     """What scripts/bench has to provide before the runs, as words."""
     if options.show is not None:
         words = []
+    elif options.measure_driver:
+        words = ['driver']
     else:
         words = ['qemu', 'driver']
         if 'fio' in options.subjects and options.backends != ['null-co']:
@@ -372,6 +415,8 @@ def run(words: List[str]) -> int:
         return show(options)
     if options.self_test:
         return selftest.run()
+    if options.measure_driver:
+        return measure_driver(options)
     return measure(options)
 
 

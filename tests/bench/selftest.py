@@ -44,6 +44,27 @@ VARIANTS = (
     ('two queues on two IOThreads', {'queues': 2, 'iothreads': 2}, {}),
 )
 
+#: what the driver alone is measured with: name, options, load
+DRIVER_VARIANTS = (
+    ('split ring', {}, {}),
+    ('split ring, depth 1', {}, {'depth': 1}),
+    ('split ring, writes', {}, {'rw': 'write'}),
+    ('split ring, mixed', {}, {'rw': 'mixed'}),
+    ('split ring without indirect descriptors', {'indirect': False}, {}),
+    ('split ring without EVENT_IDX', {'event_idx': False}, {}),
+    ('split ring, sequential, 64 KiB', {},
+     {'pattern': 'sequential', 'bs': 65536}),
+    ('split ring, in order', {'in_order': True}, {}),
+    ('split ring, in order, without indirect descriptors',
+     {'in_order': True, 'indirect': False}, {}),
+    ('packed ring', {'ring': 'packed'}, {}),
+    ('packed ring, mixed', {'ring': 'packed'}, {'rw': 'mixed'}),
+    ('packed ring without indirect descriptors',
+     {'ring': 'packed', 'indirect': False}, {}),
+    ('packed ring, in order', {'ring': 'packed', 'in_order': True}, {}),
+    ('four queues', {'queues': 4}, {}),
+)
+
 #: likewise, of a packed ring
 PACKED_VARIANTS = (
     ('packed ring', {}, {}),
@@ -115,6 +136,27 @@ def run_once(options: Options, subject: Subject, name: str, load: Workload
         with lab.session(subject, lab.backend(name)) as session:
             lab.run(session, load, 1)
             session.check_plane()
+
+
+# ---- the driver alone
+
+def driver_alone(options: Options, load: Workload) -> None:
+    """
+    The device, which ends all requests before the driver looks, has counted the
+    same; the driver itself complains if not.
+    """
+    with Lab(options, []) as lab:
+        with lab.driver_session() as session:
+            result = lab.run(session, load, 1)
+    rounds, rest = divmod(result['requests'], load.depth * options.queues)
+    assert rounds and not rest, \
+        f"{result['requests']} requests are no whole number of sweeps"
+    assert sum(count for _, count in result['histogram']) \
+        == result['requests'], 'the histogram has another number of requests'
+    assert 0 < result['driver_ns_per_request'] < 1e9 / result['iops'], \
+        'the driver took longer than all of it'
+    assert result['notifications_per_request'] \
+        == {'available': 0, 'used': 0}, 'somebody notified'
 
 
 # ---- what has to be noticed
@@ -257,6 +299,16 @@ def test_variants(report: Report, subject: Subject, variants: tuple,
                    run_once(o, subject, 'file-threads', w))
 
 
+def test_driver(report: Report) -> None:
+    """The driver alone with each option."""
+    for name, changes, load in DRIVER_VARIANTS:
+        load = replace(LOAD, **{'rw': 'read', **load})
+        options = self_options(False, depth=[load.depth], bs=[load.bs],
+                               **changes)
+        report.run(f'the driver alone, {name}',
+                   lambda o=options, w=load: driver_alone(o, w))
+
+
 def test_fio() -> None:
     """fio on a small file."""
     subject = subjects.built_in('fio')
@@ -285,6 +337,7 @@ def run() -> int:
     ours, stock = (subjects.built_in(name) for name in ('ours', 'stock'))
     try:
         test_backends(report, [ours, stock])
+        test_driver(report)
         test_variants(report, ours, VARIANTS)
         for subject in ours, stock:
             test_variants(report, subject, PACKED_VARIANTS, ring='packed')

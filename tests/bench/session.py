@@ -151,6 +151,8 @@ def result_problem(result: dict, verify: bool) -> Optional[str]:
         numbers += [value for value in
                     (cpu['iothread'], cpu['process'], kicks['available'],
                      kicks['used']) if value is not None]
+        driver = result.get('driver_ns_per_request')
+        numbers += [] if driver is None else [driver]
     except (KeyError, TypeError, ValueError) as error:
         return f'the driver left something out of its result: {error!r}'
     if not all(isinstance(value, (int, float)) and value >= 0

@@ -293,9 +293,8 @@ def qemu_command(subject: Subject, backend: Backend, options: Options,
 
 # ---- the driver
 
-def driver_command(subject: Subject, options: Options, pin: List[int],
-                   qemu: List[str]) -> List[str]:
-    """The driver with its session's options, for one subject."""
+def driver_options(options: Options, pin: List[int]) -> List[str]:
+    """The driver with those of its session's options that suit all."""
     command = [DRIVER, '--queues', str(options.queues),
                '--queue-size', str(options.queue_size),
                '--ring', options.ring,
@@ -308,6 +307,13 @@ def driver_command(subject: Subject, options: Options, pin: List[int],
         command.append('--no-event-idx')
     if pin:
         command += ['--cpu', str(pin[0])]
+    return command
+
+
+def driver_command(subject: Subject, options: Options, pin: List[int],
+                   qemu: List[str]) -> List[str]:
+    """The driver with its session's options, for one subject."""
+    command = driver_options(options, pin)
     if subject.kind == 'vhost-user':
         # Its threads are not ours to pin.
         return command + ['--vhost-user', subject.path]

@@ -20,6 +20,7 @@ import fio
 import options
 import plan
 import report
+import run as bench_run
 import session
 import subjects
 from images import Image
@@ -40,6 +41,7 @@ def result(iops: float = 1000.0, iothread: float = 500.0, **changes) -> dict:
         'histogram': [[1000, 400], [4000, 100]],
         'cpu_ns_per_request': {'iothread': iothread, 'process': iothread},
         'notifications_per_request': {'available': 0.5, 'used': 0.0},
+        'driver_ns_per_request': 12.3,
         'instructions_per_request': None, 'verified': 0, **changes}
 
 
@@ -76,7 +78,9 @@ class CommandLine(unittest.TestCase):
                 '--subjects ours,stock', '--qemu stock=/a/q --subjects ours',
                 '--qemu /a/q --qemu /b/q', '--qemu=',
                 '--subjects fio --backends null-co',
-                '--self-test --repeat 2', '--show f --depth 1'):
+                '--self-test --repeat 2', '--show f --depth 1',
+                '--measure-driver --wait notify', '--measure-driver --verify',
+                '--measure-driver --subjects ours',):
             with self.assertRaises(UsageError, msg=words):
                 options.parse(words.split())
 
@@ -90,7 +94,8 @@ class CommandLine(unittest.TestCase):
                 '--disk d', '--disk d --overwrite --rw write',
                 '--vhost-user s --overwrite --verify', '--verify',
                 '--subjects ours,fio', '--qemu new=/a/q --qemu old=/b/q',
-                '--show f --plots d',
+                '--show f --plots d', '--measure-driver --ring packed',
+                '--measure-driver --depth 8 --no-build',
                 '--rw mixed --write-percent 50', '--self-test --no-build'):
             options.parse(words.split())
 
@@ -295,7 +300,8 @@ class Document(unittest.TestCase):
                     if line.startswith('  ours'))
         self.assertEqual(
             ours.split(), ['ours', '2.000', 'M', '5.0%', '2.00', '250', '0.50',
-                           '250', '0.8', '2.0', '3.0', '1.00', '0.500', '0'])
+                           '250', '12', '0.8', '2.0', '3.0', '1.00', '0.500',
+                           '0'])
         self.assertLessEqual(max(map(len, text.splitlines())), 100)
         self.assertIn('against stock', text)
 
@@ -379,6 +385,19 @@ class Results(unittest.TestCase):
         self.assertTrue(session.plane_problem(on, True, 101))
         on['queues'][1]['errors'] = 1
         self.assertTrue(session.plane_problem(on, True, 100))
+
+
+class Driver(unittest.TestCase):
+    """The table of --measure-driver."""
+
+    def test_lines(self):
+        """Median and least of the runs; all requests."""
+        runs = [result(iops=5e7, driver_ns_per_request=value, requests=1000)
+                for value in (7.0, 9.0, 99.0)]
+        line = bench_run.driver_lines([LOAD], [runs])[3]
+        self.assertTrue(line.startswith(LOAD.title()))
+        self.assertEqual(line.removeprefix(LOAD.title()).split(),
+                         ['9.0', '7.0', '20.0', '3000'])
 
 
 READY = 'echo \'{"event":"ready","capacity":2048}\'\n'
