@@ -98,7 +98,7 @@ bool bench_device_negotiate(BenchDevice *dev, uint64_t offered,
     };
 
     dev->read_only = has_feature(offered, BENCH_F_RO);
-    dev->features = 0;
+    dev->features = offered & (uint64_t)wish->flush << BENCH_F_FLUSH;
     for (unsigned i = 0; i < G_N_ELEMENTS(wishes); i++) {
         if (!wishes[i].wanted) {
             continue;

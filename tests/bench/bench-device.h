@@ -29,6 +29,7 @@
 
 /* Feature bits (VIRTIO 1.3, 5.2.3 and 6) that the driver can use */
 #define BENCH_F_RO              5
+#define BENCH_F_FLUSH           9
 #define BENCH_F_MQ              12
 #define BENCH_F_INDIRECT_DESC   28
 #define BENCH_F_EVENT_IDX       29
@@ -44,6 +45,7 @@ typedef struct BenchWish {
     bool in_order;
     bool indirect;
     bool event_idx;
+    bool flush;                 /* where it is offered */
 } BenchWish;
 
 /* One queue: sizes and addresses are the driver's, the rest the device's */

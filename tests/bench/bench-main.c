@@ -106,6 +106,8 @@ static void report_ready(const BenchDevice *dev)
     add_int(b, "capacity", dev->capacity);
     add_int(b, "queues", dev->num_queues);
     add_int(b, "queue_size", dev->queues[0].size);
+    json_builder_set_member_name(b, "flush");
+    json_builder_add_boolean_value(b, bench_device_has(dev, BENCH_F_FLUSH));
     add_int(b, "pid", dev->pid);
     json_builder_set_member_name(b, "threads");
     json_builder_begin_array(b);
@@ -342,6 +344,7 @@ static BenchDevice *make_device(const Session *s, BenchMemory *mem,
         .in_order = s->in_order,
         .indirect = !s->no_indirect,
         .event_idx = !s->no_event_idx,
+        .flush = true,
     };
 
     if (s->stand_in) {

@@ -114,6 +114,10 @@ class FioSession:
     :param log: file for what fio says
     """
 
+    #: as of a DriverSession
+    accel: Optional[str] = None
+    note: Optional[str] = None
+
     def __init__(self, path: str, direct: bool, jobs: int, cpus: List[int],
                  log: str):
         self._path = path

@@ -121,25 +121,29 @@ class Lab:
         return os.path.join(LOGS, f'{backend}-{subject}.log')
 
     def session(self, subject: Subject, backend: Backend,
-                part: Optional[Tuple[int, int]] = None) -> Session:
-        """A session that is not open yet; part is (number, count)."""
+                part: Optional[Tuple[int, int]] = None,
+                accel: Optional[str] = None) -> Session:
+        """
+        A session that is not open yet; part is (number, count), and accel what
+        all that are compared have.
+        """
         log = self.log_path(backend.name, subject.name)
         if subject.kind == 'fio':
             return FioSession(backend.image.path, backend.direct,
                               self.options.queues, self.pin[1:], log)
         qmp, qemu = None, []
+        accel = accel or subjects.accelerator([subject], backend)
         if subject.kind == 'qemu':
             qmp = self.socket_path(subject.name)
             area = None
             if part is not None:
                 area = subjects.slice_of(backend.image.size, *part)
             qemu = subjects.qemu_command(subject, backend, self.options, qmp,
-                                         area)
+                                         area, accel)
         command = subjects.driver_command(subject, self.options, self.pin,
                                           qemu)
-        return DriverSession(command, log,
-                             None if subject.serving is None else qmp,
-                             bool(subject.serving))
+        return DriverSession(command, log, qmp, subject.serving,
+                             subject.direct)
 
     def driver_session(self) -> DriverSession:
         """The driver alone, not open yet, with a stand-in for a device."""
@@ -151,13 +155,14 @@ class Lab:
     def sessions(self, backend: Backend, those: List[Subject]
                  ) -> Iterator[Dict[str, Session]]:
         """All of them open; who verifies has a part of the disk alone."""
+        accel = subjects.accelerator(those, backend)
         with contextlib.ExitStack() as stack:
             result: Dict[str, Session] = {}
             for number, subject in enumerate(those):
                 part = (number, len(those)) if self.options.verify else None
                 try:
                     result[subject.name] = stack.enter_context(
-                        self.session(subject, backend, part))
+                        self.session(subject, backend, part, accel))
                 except SessionError as error:
                     error.subject = subject.name
                     raise

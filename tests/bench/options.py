@@ -33,7 +33,8 @@ BACKEND_GROUPS = {
     'all': list(BACKENDS),
 }
 SUBJECTS = {
-    'ours': 'this project\'s QEMU',
+    'ours': 'this project\'s QEMU, requests through the block layer',
+    'direct': 'the same binary with x-direct=on: past its coroutines',
     'stock': 'the same binary with x-data-plane=off',
     'debian': '/usr/bin/qemu-system-x86_64, if it is installed',
     'fio': 'no QEMU: fio with io_uring on the same file, the bound',

@@ -104,10 +104,15 @@ class Cell:
         self.load = load
         self.title = title
         self.runs: Dict[str, List[Result]] = {}
+        #: of each subject that is a QEMU
+        self.accel: Dict[str, str] = {}
 
-    def add(self, subject: str, result: Result) -> None:
+    def add(self, subject: str, result: Result,
+            accel: Optional[str] = None) -> None:
         """The subject's run of the next repetition."""
         self.runs.setdefault(subject, []).append(result)
+        if accel is not None:
+            self.accel[subject] = accel
 
     def to_json(self, names: List[str], reference: str) -> dict:
         """The cell's part of the document."""
@@ -126,7 +131,8 @@ class Cell:
                          for run in runs],
             }
         return {'backend': self.backend, 'workload': self.load,
-                'title': self.title, 'subjects': subjects}
+                'title': self.title, 'accel': self.accel,
+                'subjects': subjects}
 
 
 def compare_again(document: dict, reference: str) -> None:
@@ -257,6 +263,18 @@ def cell_lines(cell: dict, name_width: int, columns: tuple) -> List[str]:
     return lines
 
 
+def accel_text(cell: dict) -> str:
+    """Which accelerator the QEMUs had; empty where that is not known."""
+    names: Dict[str, List[str]] = {}
+    for subject, accel in cell.get('accel', {}).items():
+        names.setdefault(accel, []).append(subject)
+    if not names:
+        return ''
+    return ' (accelerator ' + '; '.join(
+        accel if len(names) == 1 else f'{accel}: {", ".join(those)}'
+        for accel, those in names.items()) + ')'
+
+
 def table(document: dict) -> str:
     """The whole table for a terminal."""
     columns = columns_of(document)
@@ -267,7 +285,8 @@ def table(document: dict) -> str:
     for cell in document['cells']:
         if cell['backend'] != backend:
             backend = cell['backend']
-            lines += ['', f'== {backend}'] + heading(name_width, columns)
+            lines += ['', f'== {backend}{accel_text(cell)}']
+            lines += heading(name_width, columns)
         lines += cell_lines(cell, name_width, columns)
     return '\n'.join(lines + ['', legend(document)])
 

@@ -17,7 +17,7 @@ import signal
 import statistics
 import sys
 import time
-from typing import Dict, List, Tuple
+from typing import Dict, List, Optional, Tuple
 
 import host
 import options as command_line
@@ -96,6 +96,8 @@ class Bench:
         self._backends = backends
         self._found = found
         self.notes: List[str] = []
+        #: notes that come from the runs
+        self.found_out: List[str] = []
         self._measured: Dict[str, List[Subject]] = {
             backend.name: self._who(backend) for backend in backends}
 
@@ -167,16 +169,25 @@ class Bench:
                         f'{self._options.repeat}', f'{name}, {load.title()}')
                     cells[load].add(name, self._lab.run(
                         sessions[name], load,
-                        self._options.seed + repetition))
+                        self._options.seed + repetition),
+                        sessions[name].accel)
                     progress.done()
                 for name, session in sessions.items():
                     where = f'{name} on {backend.name}, after all runs'
                     session.check_plane()
+                    self._note(session.note, f'{name} on {backend.name}')
         except SessionError as error:
             progress.end()
             if error.subject:
                 where = f'{error.subject} on {backend.name}, at its start'
             raise Failure(failure_text(where, error)) from error
+
+
+    def _note(self, note: Optional[str], where: str) -> None:
+        """What a session has to say, once."""
+        text = f'{where}: {note}'
+        if note is not None and text not in self.found_out:
+            self.found_out.append(text)
 
 
 def short(path: str) -> str:
@@ -329,6 +340,7 @@ def measure(options: Options) -> int:
             cells = bench.measure(progress)
         finally:
             progress.end()
+        notes += bench.found_out
         if options.verify:
             notes.append(f'{verified(cells)} blocks that were read were '
                          'verified, which takes time of the driver')

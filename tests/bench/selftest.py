@@ -138,6 +138,32 @@ def run_once(options: Options, subject: Subject, name: str, load: Workload
             session.check_plane()
 
 
+# ---- what is the same for all that are compared
+
+def same_terms(subject: Subject) -> None:
+    """FLUSH is negotiated, without which each write would be a sync."""
+    options = self_options(False)
+    with Lab(options, host.choose_pin(options)) as lab:
+        for name, accel in (('file-threads', 'qtest'), ('throttled', 'tcg')):
+            with lab.session(subject, lab.backend(name)) as session:
+                assert session.ready['flush'], 'FLUSH is not negotiated'
+                assert session.write_cache(), 'writes go through the cache'
+                assert session.accel == accel, \
+                    f'{name}: the accelerator is {session.accel}'
+
+
+def served_directly(subject: Subject) -> None:
+    """With x-direct=on null-co's requests are direct, and with off none."""
+    options = self_options(False)
+    with Lab(options, host.choose_pin(options)) as lab:
+        for one, expected in ((subject, True), (replace(
+                subject, properties=('x-direct=off',)), False)):
+            with lab.session(one, lab.backend('null-co')) as session:
+                lab.run(session, replace(LOAD, rw='read'), 1)
+                session.check_plane()
+                assert (session.note is None) == expected, session.note
+
+
 # ---- the driver alone
 
 def driver_alone(options: Options, load: Workload) -> None:
@@ -334,12 +360,17 @@ def remove_files() -> None:
 def run() -> int:
     """Returns the exit status."""
     report = Report()
-    ours, stock = (subjects.built_in(name) for name in ('ours', 'stock'))
+    ours, direct, stock = (subjects.built_in(name)
+                           for name in ('ours', 'direct', 'stock'))
     try:
-        test_backends(report, [ours, stock])
+        test_backends(report, [ours, direct, stock])
+        for subject in ours, direct, stock:
+            report.run(f'{subject.name}, cache and accelerator',
+                       lambda s=subject: same_terms(s))
+        report.run('direct, its requests', lambda: served_directly(direct))
         test_driver(report)
         test_variants(report, ours, VARIANTS)
-        for subject in ours, stock:
+        for subject in ours, direct, stock:
             test_variants(report, subject, PACKED_VARIANTS, ring='packed')
             test_variants(report, subject, IN_ORDER_VARIANTS, in_order=True)
         report.run('fio', test_fio)

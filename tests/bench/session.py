@@ -17,7 +17,7 @@ import signal
 import socket
 import subprocess
 import time
-from typing import BinaryIO, List, Optional
+from typing import BinaryIO, Callable, List, Optional
 
 #: hang guards, far beyond what any step takes
 OPEN_TIMEOUT = 60
@@ -107,6 +107,15 @@ class Qmp:
         return answer['return']
 
 
+def accelerator(qmp: Qmp) -> str:
+    """Who runs QEMU's vCPU, which the driver lets be one of these."""
+    try:
+        qmp.command('x-query-jit')
+    except SessionError:
+        return 'qtest'
+    return 'tcg'
+
+
 def kill_group(process: subprocess.Popen) -> None:
     """
     Ends a process by force, and what it has started: it leads a group of its
@@ -193,27 +202,52 @@ def plane_problem(info: Optional[dict], expected: bool,
     return None
 
 
+def direct_note(info: dict) -> Optional[str]:
+    """
+    What is to be known of a disk that has x-direct=on; None if all went so.
+
+    :param info: the device's x-data-plane-info
+    """
+    queues = info.get('queues', [])
+    completed = sum(queue['completed'] for queue in queues)
+    direct = sum(queue.get('direct', 0) for queue in queues)
+    if not completed or direct / completed > 0.995:
+        return None
+    why = sorted({queue['not-direct'] for queue in queues
+                  if queue.get('not-direct')})
+    return (f'{direct / completed:.1%} of its requests went past the '
+            "block layer's coroutines" + (f' ({"; ".join(why)})' if why
+                                          else ''))
+
+
 class DriverSession:
     """
     Use as 'with DriverSession(...) as session'.
 
     :param command: the driver with all its words
     :param log: file for what it and QEMU say
-    :param qmp_path: QEMU's monitor, to look who serves; None: don't look
-    :param serving: what the data plane should say then
+    :param qmp_path: QEMU's monitor; None: there is none
+    :param serving: whether the data plane must serve; None: there is none
+    :param direct: whether its requests are to be direct
     """
 
     def __init__(self, command: List[str], log: str,
-                 qmp_path: Optional[str] = None, serving: bool = False):
+                 qmp_path: Optional[str] = None,
+                 serving: Optional[bool] = None, direct: bool = False):
         self._command = command
         self._log = log
         self._qmp_path = qmp_path
         self._serving = serving
+        self._direct = direct
         self._process: Optional[subprocess.Popen] = None
         self._reader: Optional[LineReader] = None
         self._requests = 0
         #: what the driver said of the device
         self.ready: dict = {}
+        #: QEMU's accelerator; None for who has none
+        self.accel: Optional[str] = None
+        #: what is to be known beside the results, after check_plane()
+        self.note: Optional[str] = None
 
     def __enter__(self) -> 'DriverSession':
         try:
@@ -236,6 +270,8 @@ class DriverSession:
                 stderr=log, start_new_session=True)
         self._reader = LineReader(self._process.stdout)
         self.ready = self._event('ready', OPEN_TIMEOUT)
+        if self._qmp_path is not None:
+            self.accel = self._ask(accelerator)
         self.check_plane()
 
     def _fail(self, message: str) -> SessionError:
@@ -295,22 +331,34 @@ class DriverSession:
         """
         :raise SessionError: when another than expected serves the disk.
         """
-        if self._qmp_path is None:
+        if self._serving is None:
             return
+        info = self._ask(lambda qmp: qmp.command(
+            'qom-get', path='/machine/peripheral/disk0',
+            property='x-data-plane-info'))
+        problem = plane_problem(info, self._serving, self._requests)
+        if problem:
+            raise self._fail(problem)
+        if self._direct:
+            self.note = direct_note(info)
+
+    def write_cache(self) -> bool:
+        """Whether a write of the guest may end in a cache of the host's."""
+        disk, = self._ask(lambda qmp: qmp.command('query-block'))
+        return disk['inserted']['cache']['writeback']
+
+    def _ask(self, question: Callable[[Qmp], object]):
+        """QEMU's answer."""
         try:
             qmp = Qmp(self._qmp_path)
             try:
-                info = qmp.command('qom-get', path='/machine/peripheral/disk0',
-                                   property='x-data-plane-info')
+                return question(qmp)
             finally:
                 qmp.close()
         except SessionError as error:
             raise self._fail(str(error)) from None
         except (OSError, EOFError, ValueError) as error:
             raise self._fail(f'QEMU does not answer: {error}') from None
-        problem = plane_problem(info, self._serving, self._requests)
-        if problem:
-            raise self._fail(problem)
 
     def begin_close(self) -> None:
         """Asks the driver to end, so that several can do so at once."""

@@ -26,6 +26,10 @@ QEMU = os.path.join(BUILD, 'qemu', 'qemu-system-x86_64')
 QEMU_IMG = os.path.join(BUILD, 'qemu', 'qemu-img')
 DEBIAN_QEMU = '/usr/bin/qemu-system-x86_64'
 
+#: those of the properties that JSON has to have as a boolean
+BOOLEANS = ('x-direct',)
+SWITCH = {True: 'on', False: 'off'}
+
 #: how far a slice of a disk is aligned
 SLICE_ALIGN = MIB
 
@@ -50,6 +54,10 @@ class Subject:
     mapping: bool = True
     #: whether it knows VIRTIO_F_IN_ORDER
     in_order: bool = True
+    #: whether its requests are to go past the block layer's coroutines
+    direct: bool = False
+    #: whether it has the qtest accelerator
+    qtest: bool = True
 
     def to_json(self) -> dict:
         """For the file of results."""
@@ -99,8 +107,28 @@ def device_properties(path: str) -> str:
     return result.stdout
 
 
-def qemu_subject(name: str, path: str, stock: bool = False) -> Subject:
+def has_qtest(path: str) -> bool:
+    """Whether QEMU has the qtest accelerator, which its help does not list."""
+    result = subprocess.run(
+        [path, '-accel', 'qtest', '-machine', 'none', '-nodefaults',
+         '-display', 'none', '-monitor', 'stdio'], input='quit\n',
+        capture_output=True, text=True, check=False, timeout=60)
+    return result.returncode == 0
+
+
+def properties_of(name: str, known: str) -> Tuple[str, ...]:
+    """What makes one of ours what it is; each default is named, too."""
+    if name == 'stock':
+        return ('x-data-plane=off',)
+    if 'x-direct=' not in known:
+        return ()
+    return ('x-direct=on' if name == 'direct' else 'x-direct=off',)
+
+
+def qemu_subject(name: str, path: str, built: bool = False) -> Subject:
     """
+    :param built: one of options.SUBJECTS from this tree; else it is left as it
+                  is
     :raise SubjectError: when it cannot be measured.
     """
     path = os.path.abspath(path)
@@ -108,13 +136,17 @@ def qemu_subject(name: str, path: str, stock: bool = False) -> Subject:
         raise SubjectError(f'{name}: {path} is no program')
     known = device_properties(path)
     has_plane = 'x-data-plane=' in known
-    if stock and not has_plane:
-        raise SubjectError(f'{name}: {path} has no x-data-plane to switch off')
+    if built and not has_plane:
+        raise SubjectError(f'{path} has no data plane: run scripts/build')
+    if built and name == 'direct' and 'x-direct=' not in known:
+        raise SubjectError(f'{path} has no x-direct: run scripts/build')
+    stock = built and name == 'stock'
     return Subject(name, 'qemu', path, qemu_version(path),
-                   properties=('x-data-plane=off',) if stock else (),
+                   properties=properties_of(name, known) if built else (),
                    serving=not stock if has_plane else None,
                    mapping='iothread-vq-mapping=' in known,
-                   in_order='in_order=' in known)
+                   in_order='in_order=' in known,
+                   direct=built and name == 'direct', qtest=has_qtest(path))
 
 
 def built_in(name: str) -> Optional[Subject]:
@@ -126,10 +158,7 @@ def built_in(name: str) -> Optional[Subject]:
         if not os.path.exists(DEBIAN_QEMU):
             return None
         return qemu_subject(name, DEBIAN_QEMU)
-    subject = qemu_subject(name, QEMU, stock=name == 'stock')
-    if name == 'ours' and not subject.serving:
-        raise SubjectError(f'{QEMU} has no data plane: run scripts/build')
-    return subject
+    return qemu_subject(name, QEMU, built=True)
 
 
 def find(options: Options) -> Tuple[List[Subject], List[str]]:
@@ -158,6 +187,18 @@ def find(options: Options) -> Tuple[List[Subject], List[str]]:
                      'backend, and is not pinned; if it polls, it takes '
                      "a CPU also while others are measured")
     return subjects, notes
+
+
+def accelerator(those: List[Subject], backend: 'Backend') -> str:
+    """
+    The same for all QEMUs: qtest, under which memory is written as under KVM,
+    without TCG's tracking of translated code. Its clock stands still, by which
+    a throttle filter measures.
+    """
+    if backend.limit is not None:
+        return 'tcg'
+    return 'qtest' if all(subject.qtest for subject in those
+                          if subject.kind == 'qemu') else 'tcg'
 
 
 def left_out(subject: Subject, backend: Backend, options: Options
@@ -255,11 +296,13 @@ def device(subject: Subject, options: Options, node: str = 'disk0-node'
         words['packed'] = True
     if options.in_order:
         words['in_order'] = True
-    words.update(entry.split('=', 1) for entry in subject.properties)
+    for entry in subject.properties:
+        name, value = entry.split('=', 1)
+        words[name] = value == 'on' if name in BOOLEANS else value
     if options.iothreads == 1:
         words['iothread'] = 'io0'
         driver = words.pop('driver')
-        words = {name: 'on' if value is True else value
+        words = {name: SWITCH[value] if isinstance(value, bool) else value
                  for name, value in words.items()}
         return ','.join([driver] + [f'{name}={value}'
                                     for name, value in words.items()])
@@ -274,10 +317,11 @@ def iothread_ids(options: Options) -> List[str]:
 
 
 def qemu_command(subject: Subject, backend: Backend, options: Options,
-                 qmp_path: str, part: Optional[Tuple[int, int]] = None
-                 ) -> List[str]:
+                 qmp_path: str, part: Optional[Tuple[int, int]] = None,
+                 accel: str = 'qtest') -> List[str]:
     """QEMU, without what the driver adds."""
-    command = [subject.path]
+    # The driver adds others, for who names none: the first one is taken.
+    command = [subject.path, '-accel', accel]
     for name in iothread_ids(options):
         command += ['-object', f'iothread,id={name},poll-max-ns='
                     f'{options.poll_max_ns}']

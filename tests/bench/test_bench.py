@@ -121,8 +121,8 @@ class CommandLine(unittest.TestCase):
         parsed = options.parse(['--qemu', 'new=/x/qemu=1', '--qemu', '/y/old'])
         self.assertEqual(parsed.qemu, [('new', '/x/qemu=1'),
                                        ('old', '/y/old')])
-        self.assertEqual(parsed.names(), ['ours', 'stock', 'debian', 'fio',
-                                          'new', 'old'])
+        self.assertEqual(parsed.names(), ['ours', 'direct', 'stock', 'debian',
+                                          'fio', 'new', 'old'])
 
     def test_help_names_all(self):
         """Each backend and each subject is in the help."""
@@ -262,8 +262,8 @@ def make_document() -> dict:
     """Two subjects in one cell, as it comes from a file."""
     cell = report.Cell('null-co', LOAD.to_json(), LOAD.title())
     for factor in (1.0, 1.1, 0.9):
-        cell.add('ours', result(iops=2e6 * factor, iothread=250.0))
-        cell.add('stock', result(iops=1e6 * factor))
+        cell.add('ours', result(iops=2e6 * factor, iothread=250.0), 'qtest')
+        cell.add('stock', result(iops=1e6 * factor), 'qtest')
     return json.loads(json.dumps({
         'format': report.FORMAT, 'reference': 'stock',
         'subjects': [{'name': 'ours'}, {'name': 'stock'}],
@@ -304,6 +304,16 @@ class Document(unittest.TestCase):
                            '0'])
         self.assertLessEqual(max(map(len, text.splitlines())), 100)
         self.assertIn('against stock', text)
+
+    def test_accelerator(self):
+        """It stands above the figures, by name if not all have the same."""
+        self.assertIn('== null-co (accelerator qtest)\n',
+                      report.table(self.document))
+        self.document['cells'][0]['accel']['stock'] = 'tcg'
+        self.assertIn('== null-co (accelerator qtest: ours; tcg: stock)\n',
+                      report.table(self.document))
+        del self.document['cells'][0]['accel']
+        self.assertIn('== null-co\n', report.table(self.document))
 
     def test_instructions(self):
         """A column of their own where they are counted."""
@@ -385,6 +395,30 @@ class Results(unittest.TestCase):
         self.assertTrue(session.plane_problem(on, True, 101))
         on['queues'][1]['errors'] = 1
         self.assertTrue(session.plane_problem(on, True, 100))
+
+
+class Direct(unittest.TestCase):
+    """Whether direct requests were direct."""
+
+    @staticmethod
+    def info(completed: int, direct: int, **others) -> dict:
+        """As a device says it."""
+        return {'queues': [{'completed': completed, 'direct': direct,
+                            **others}, {'completed': 0, 'direct': 0}]}
+
+    def test_all(self):
+        """Nothing to be told; the serial number is no read."""
+        self.assertIsNone(session.direct_note(self.info(1000, 999)))
+        self.assertIsNone(session.direct_note({}))
+
+    def test_some(self):
+        """How many, and why not all."""
+        note = session.direct_note(self.info(
+            1000, 250, **{'not-direct': 'a whim'}))
+        self.assertIn('25.0%', note)
+        self.assertIn('a whim', note)
+        self.assertIn('0.0%', session.direct_note({
+            'queues': [{'completed': 5}]}))
 
 
 class Driver(unittest.TestCase):
@@ -594,6 +628,31 @@ class Commands(unittest.TestCase):
                          [{'iothread': 'io0'}, {'iothread': 'io1'}])
         self.assertEqual(several['x-data-plane'], 'off')
         self.assertIs(several['share-rw'], True)
+        off = subject('ours', properties=('x-direct=off',))
+        self.assertIn('x-direct=off', subjects.device(off, one))
+        self.assertIs(json.loads(subjects.device(off, two))['x-direct'], False)
+
+    def test_direct(self):
+        """What is on or off is said, whatever a binary's default is."""
+        known = 'x-data-plane=<> x-direct=<>'
+        self.assertEqual([subjects.properties_of(name, known)
+                          for name in ('ours', 'direct', 'stock')],
+                         [('x-direct=off',), ('x-direct=on',),
+                          ('x-data-plane=off',)])
+        self.assertEqual(subjects.properties_of('ours', 'x-data-plane=<>'), ())
+
+    def test_accelerator(self):
+        """One for all, and a clock for a filter that needs one."""
+        some = Options(backends=[], subjects=['ours'])
+        file = subjects.make_backend('file-io_uring', Image('/f', 1), some)
+        slow = subjects.make_backend('throttled', Image('/f', 1), some)
+        both = [subject('a'), subjects.Subject('s', 'vhost-user', '/s')]
+        self.assertEqual(subjects.accelerator(both, file), 'qtest')
+        self.assertEqual(subjects.accelerator(both, slow), 'tcg')
+        both.append(subject('b', qtest=False))
+        self.assertEqual(subjects.accelerator(both, file), 'tcg')
+        command = subjects.qemu_command(both[0], file, some, '/q', accel='tcg')
+        self.assertEqual(command[1:3], ['-accel', 'tcg'])
 
     def test_left_out(self):
         """Who cannot be measured, and where."""
