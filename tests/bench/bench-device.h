@@ -119,12 +119,14 @@ BenchDevice *bench_qemu_new(char **argv, const BenchWish *wish,
  * bench_vhost_user_new: connect to a vhost-user-blk back-end
  * @path: of its socket
  * @wish: what is to be negotiated
+ * @hold: let its threads stand still while it is not quiet, so that one that
+ *        polls does not take a CPU from others that are measured meanwhile
  * @mem: is shared with the back-end; outlives the device
  *
  * Returns: NULL with @errp set if it cannot do what is wished
  */
 BenchDevice *bench_vhost_user_new(const char *path, const BenchWish *wish,
-                                  BenchMemory *mem, GError **errp);
+                                  bool hold, BenchMemory *mem, GError **errp);
 
 /**
  * bench_standin_new: make a device that serves within the driver's thread

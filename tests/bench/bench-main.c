@@ -39,6 +39,8 @@ typedef struct Session {
     char *vhost_user;
     char *iothreads;
     gboolean stand_in;
+    gboolean huge_pages;
+    gboolean hold;
     gboolean in_order;
     gboolean no_indirect;
     gboolean no_event_idx;
@@ -108,6 +110,9 @@ static void report_ready(const BenchDevice *dev)
     add_int(b, "queue_size", dev->queues[0].size);
     json_builder_set_member_name(b, "flush");
     json_builder_add_boolean_value(b, bench_device_has(dev, BENCH_F_FLUSH));
+    json_builder_set_member_name(b, "event_idx");
+    json_builder_add_boolean_value(b, bench_device_has(dev,
+                                                       BENCH_F_EVENT_IDX));
     add_int(b, "pid", dev->pid);
     json_builder_set_member_name(b, "threads");
     json_builder_begin_array(b);
@@ -351,7 +356,7 @@ static BenchDevice *make_device(const Session *s, BenchMemory *mem,
         return bench_standin_new(&wish, mem, errp);
     }
     if (s->vhost_user) {
-        return bench_vhost_user_new(s->vhost_user, &wish, mem, errp);
+        return bench_vhost_user_new(s->vhost_user, &wish, s->hold, mem, errp);
     }
     return bench_qemu_new(s->argv + 1, &wish, mem, errp);
 }
@@ -363,7 +368,7 @@ static bool run_session(const Session *s, GError **errp)
     BenchLoad *load = NULL;
     bool ok = false;
 
-    if (bench_memory_init(&mem, s->memory * MIB, errp)) {
+    if (bench_memory_init(&mem, s->memory * MIB, s->huge_pages, errp)) {
         dev = make_device(s, &mem, errp);
     }
     if (dev && choose_threads(s, dev, errp)) {
@@ -394,6 +399,8 @@ static bool check_session(const Session *s, GError **errp)
     } else if (!!s->vhost_user + !!s->argv[1] + s->stand_in != 1) {
         why = "give one of --vhost-user, --stand-in, and, behind --, QEMU's "
               "command line";
+    } else if (s->hold && !s->vhost_user) {
+        why = "--hold belongs to --vhost-user";
     }
     if (why) {
         g_set_error(errp, BENCH_ERROR, 0, "%s (see --help)", why);
@@ -426,6 +433,10 @@ int main(int argc, char **argv)
           "guest memory (default 128)", "MIB" },
         { "vhost-user", 0, 0, G_OPTION_ARG_FILENAME, &s.vhost_user,
           "a vhost-user-blk back-end's socket", "SOCKET" },
+        { "hold", 0, 0, G_OPTION_ARG_NONE, &s.hold,
+          "stop the vhost-user back-end's threads between runs", NULL },
+        { "huge-pages", 0, 0, G_OPTION_ARG_NONE, &s.huge_pages,
+          "guest memory of huge pages", NULL },
         { "stand-in", 0, 0, G_OPTION_ARG_NONE, &s.stand_in,
           "a device in the driver's own thread, which only works on memory",
           NULL },

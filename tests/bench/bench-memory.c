@@ -13,28 +13,46 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
-bool bench_memory_init(BenchMemory *mem, uint64_t size, GError **errp)
+#ifndef MFD_HUGE_2MB
+#define MFD_HUGE_2MB    (21 << 26)
+#endif
+
+#define HUGE_PAGE       ((uint64_t)2 << 20)
+
+/* Always false, so that callers can return it. */
+static bool fail(BenchMemory *mem, uint64_t size, bool huge, GError **errp)
+{
+    g_set_error(errp, BENCH_ERROR, 0,
+                "cannot make %" G_GUINT64_FORMAT " bytes of guest memory: %s",
+                size, g_strerror(errno));
+    if (huge && errp) {
+        g_prefix_error(errp, "%u huge pages of 2 MiB have to be free (sysctl "
+                       "vm.nr_hugepages): ", (unsigned)(size / HUGE_PAGE));
+    }
+    bench_memory_cleanup(mem);
+    return false;
+}
+
+bool bench_memory_init(BenchMemory *mem, uint64_t size, bool huge,
+                       GError **errp)
 {
     void *host;
 
     *mem = (BenchMemory) { .fd = -1, .next = BENCH_MEMORY_START };
+    if (huge) {
+        size = (size + HUGE_PAGE - 1) & ~(HUGE_PAGE - 1);
+    }
 
     /* Without MFD_CLOEXEC: QEMU opens it as /proc/self/fd/N. */
-    mem->fd = memfd_create("guest-ram", 0);
+    mem->fd = memfd_create("guest-ram",
+                           huge ? MFD_HUGETLB | MFD_HUGE_2MB : 0);
     if (mem->fd < 0 || ftruncate(mem->fd, size) < 0) {
-        g_set_error(errp, BENCH_ERROR, 0,
-                    "cannot make %" G_GUINT64_FORMAT " bytes of guest memory: "
-                    "%s", size, g_strerror(errno));
-        bench_memory_cleanup(mem);
-        return false;
+        return fail(mem, size, huge, errp);
     }
     host = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_POPULATE,
                 mem->fd, 0);
     if (host == MAP_FAILED) {
-        g_set_error(errp, BENCH_ERROR, 0, "cannot map the guest memory: %s",
-                    g_strerror(errno));
-        bench_memory_cleanup(mem);
-        return false;
+        return fail(mem, size, huge, errp);
     }
     mem->host = host;
     mem->size = size;

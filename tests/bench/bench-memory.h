@@ -31,12 +31,14 @@ typedef struct BenchMemory {
 /**
  * bench_memory_init: make the file and map it
  * @size: bytes, a multiple of 1 MiB above BENCH_MEMORY_START
+ * @huge: of huge pages of 2 MiB, to a multiple of which the size is rounded up
  *
  * Returns: false with @errp set if there is not as much memory
  *
  * Pair: bench_memory_cleanup()
  */
-bool bench_memory_init(BenchMemory *mem, uint64_t size, GError **errp);
+bool bench_memory_init(BenchMemory *mem, uint64_t size, bool huge,
+                       GError **errp);
 
 /**
  * bench_memory_cleanup: unmap and close

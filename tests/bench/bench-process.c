@@ -55,6 +55,11 @@ bool bench_thread_thaw(pid_t tid, GError **errp)
     return true;
 }
 
+bool bench_thread_is_there(pid_t pid, pid_t tid)
+{
+    return !syscall(SYS_tgkill, pid, tid, 0) || errno != ESRCH;
+}
+
 bool bench_thread_pin(pid_t tid, unsigned cpu, GError **errp)
 {
     cpu_set_t set;

@@ -25,9 +25,10 @@ typedef struct BenchEventfd {
 } BenchEventfd;
 
 /**
- * bench_thread_freeze: stop one thread of a child process
+ * bench_thread_freeze: stop one thread of another process
  *
- * Its other threads go on.  Returns when the thread has stopped.
+ * Its other threads go on.  Returns when the thread has stopped.  If we die it
+ * goes on by itself.
  *
  * Pair: bench_thread_thaw()
  *
@@ -35,6 +36,11 @@ typedef struct BenchEventfd {
  */
 bool bench_thread_freeze(pid_t tid, GError **errp);
 bool bench_thread_thaw(pid_t tid, GError **errp);
+
+/**
+ * bench_thread_is_there: false if the thread has ended
+ */
+bool bench_thread_is_there(pid_t pid, pid_t tid);
 
 /**
  * bench_thread_pin: let a thread run on the given CPU only

@@ -5,7 +5,8 @@
  * (docs/interop/vhost-user.rst), as far as one disk needs it,
  * and how to find the threads of the process behind a socket.  Does not know
  * what goes through the rings.  The back-end was started by somebody else, is
- * only connected to, and goes on afterwards.
+ * only connected to, and goes on afterwards; at most its threads are held
+ * between runs, by ptrace, so that they also go on if we die.
  *
  * Messages go in the order in which QEMU sends them, since that is the one
  * that back-ends are tested with.  Nothing that a back-end answers is believed
@@ -22,6 +23,7 @@
  */
 
 #include "bench-device.h"
+#include "bench-process.h"
 
 #include <errno.h>
 #include <linux/vhost_types.h>
@@ -141,6 +143,8 @@ typedef struct BenchVhostUser {
     bool acknowledges;          /* each request gets an answer */
     bool broken;                /* nothing sensible comes from the socket */
     unsigned num_started;       /* queues that the back-end may be serving */
+    bool hold;                  /* its threads, between runs */
+    unsigned num_held;          /* the first of dev.threads that are held */
 } BenchVhostUser;
 
 static BenchVhostUser *vu_from_device(BenchDevice *dev)
@@ -405,6 +409,47 @@ static void vu_find_process(BenchVhostUser *vu)
         vu->dev.pid = peer.pid;
     }
     vu_find_threads(vu);
+}
+
+/* Threads that are made meanwhile, by one not held yet, run: see vu_resume() */
+static bool vu_hold(BenchVhostUser *vu, GError **errp)
+{
+    GArray *threads = vu->dev.threads;
+
+    if (!vu->hold) {
+        return true;
+    }
+    if (!threads->len) {
+        return vu_error(vu, errp, "cannot be held, as its process is not to be "
+                        "seen from here: run both in one container");
+    }
+    while (vu->num_held < threads->len) {
+        pid_t tid = g_array_index(threads, BenchThread, vu->num_held).tid;
+        g_autoptr(GError) error = NULL;
+
+        if (bench_thread_freeze(tid, &error)) {
+            vu->num_held++;
+        } else if (bench_thread_is_there(vu->dev.pid, tid)) {
+            g_propagate_error(errp, g_steal_pointer(&error));
+            return false;
+        } else {
+            g_array_remove_index(threads, vu->num_held);
+        }
+    }
+    return true;
+}
+
+static bool vu_release(BenchVhostUser *vu, GError **errp)
+{
+    bool ok = true;
+
+    while (vu->num_held) {
+        pid_t tid = g_array_index(vu->dev.threads, BenchThread,
+                                  --vu->num_held).tid;
+
+        ok = bench_thread_thaw(tid, ok ? errp : NULL) && ok;
+    }
+    return ok;
 }
 
 /*
@@ -678,7 +723,7 @@ static bool vu_start(BenchDevice *dev, GError **errp)
         return false;
     }
     vu_find_threads(vu);
-    return true;
+    return vu_hold(vu, errp);
 }
 
 /*
@@ -686,10 +731,23 @@ static bool vu_start(BenchDevice *dev, GError **errp)
  */
 
 /* Nothing disturbs here.  Threads may have come with the first requests. */
-static bool vu_quiet(BenchDevice *dev, GError **errp G_GNUC_UNUSED)
+static bool vu_quiet(BenchDevice *dev, GError **errp)
 {
-    vu_find_threads(vu_from_device(dev));
+    BenchVhostUser *vu = vu_from_device(dev);
+
+    if (!vu_release(vu, errp)) {
+        return false;
+    }
+    vu_find_threads(vu);
     return true;
+}
+
+static bool vu_resume(BenchDevice *dev, GError **errp)
+{
+    BenchVhostUser *vu = vu_from_device(dev);
+
+    vu_find_threads(vu);
+    return vu_hold(vu, errp);
 }
 
 static bool vu_alive(BenchDevice *dev, GError **errp)
@@ -742,6 +800,7 @@ static void vu_free(BenchDevice *dev)
 {
     BenchVhostUser *vu = vu_from_device(dev);
 
+    vu_release(vu, NULL);
     if (vu->fd >= 0) {
         vu_stop_queues(vu);
         if (!vu->broken) {
@@ -757,18 +816,20 @@ static void vu_free(BenchDevice *dev)
 static const BenchDeviceOps vu_ops = {
     .start = vu_start,
     .quiet = vu_quiet,
+    .resume = vu_resume,
     .alive = vu_alive,
     .free = vu_free,
 };
 
 BenchDevice *bench_vhost_user_new(const char *path, const BenchWish *wish,
-                                  BenchMemory *mem, GError **errp)
+                                  bool hold, BenchMemory *mem, GError **errp)
 {
     BenchVhostUser *vu = g_new0(BenchVhostUser, 1);
 
     bench_device_init(&vu->dev, &vu_ops, mem);
     vu->path = g_strdup(path);
     vu->fd = -1;
+    vu->hold = hold;
     if (!vu_set_up(vu, wish, errp)) {
         vu_free(&vu->dev);
         return NULL;

@@ -141,6 +141,12 @@ def pin_notes(pin: List[int]) -> List[str]:
     return notes
 
 
+def free_huge_pages() -> int:
+    """Pages of 2 MiB that nobody has."""
+    return int(read('/sys/kernel/mm/hugepages/hugepages-2048kB/free_hugepages')
+               or 0)
+
+
 def io_uring_off() -> Optional[str]:
     """Why QEMU cannot have io_uring here; None if it can."""
     # The file came with Linux 6.6; 1 allows it to root and one group only.

@@ -67,6 +67,7 @@ class Options:
     #: the user's own: (name, path)
     qemu: List[Tuple[str, str]] = field(default_factory=list)
     vhost_user: List[Tuple[str, str]] = field(default_factory=list)
+    spdk: List[Tuple[str, str]] = field(default_factory=list)
     reference: str = 'stock'
     reference_given: bool = False
 
@@ -123,7 +124,7 @@ class Options:
     def names(self) -> List[str]:
         """All subjects, in the order of the table."""
         return (self.subjects + [name for name, _ in self.qemu]
-                + [name for name, _ in self.vhost_user])
+                + [name for name, _ in self.vhost_user + self.spdk])
 
     def writes(self) -> bool:
         """Whether anything is written to the disk."""
@@ -190,6 +191,11 @@ def backend(word: str) -> str:
     return word_of([*BACKENDS, *BACKEND_GROUPS])(word)
 
 
+def spdk_path(text: str) -> Tuple[str, str]:
+    """[NAME=]PATH; the default name is spdk."""
+    return named_path(f'spdk={text}' if text and '=' not in text else text)
+
+
 def named_path(text: str) -> Tuple[str, str]:
     """[NAME=]PATH; the default name is the last part of PATH."""
     match = re.fullmatch(r'([A-Za-z0-9._-]+)=(.+)', text)
@@ -249,6 +255,11 @@ def add_what(parser: argparse.ArgumentParser) -> None:
         help='one more subject: a vhost-user-blk back-end with a disk of its '
         'own, as of qemu-storage-daemon or SPDK; may be repeated. It is not '
         'pinned')
+    add('--spdk-socket', metavar='[NAME=]SOCKET', action='append',
+        dest='spdk', type=spdk_path,
+        help='likewise, of a back-end that polls all the time and has no '
+        "EVENT_IDX, as SPDK's target: driven without EVENT_IDX from guest "
+        'memory of huge pages, and stopped while the others are measured')
     add('--reference', metavar='NAME',
         help='the subject that the others are compared with (default: stock)')
     add('--backends', metavar='LIST', type=list_of(backend, BACKEND_GROUPS),
@@ -257,7 +268,8 @@ def add_what(parser: argparse.ArgumentParser) -> None:
         help='a raw image or block device of your own in place of the test '
         'file. It is only read, unless --overwrite is given')
     add('--overwrite', action='store_true', default=None,
-        help='what is on --disk or behind --vhost-user may be OVERWRITTEN')
+        help='what is on --disk or behind --vhost-user or --spdk-socket may '
+        'be OVERWRITTEN')
     add('--size', metavar='MIB', type=number(16, 1 << 20), dest='size_mib',
         help='size of the test files, in build/bench/disks (default: 1024)')
     add('--throttle-iops', metavar='N', type=number(1, NO_LIMIT),
@@ -392,7 +404,8 @@ def check_alone(given: dict) -> None:
 def flag(name: str) -> str:
     """What the user types for it."""
     special = {'size_mib': 'size', 'time_ms': 'time', 'warmup_ms': 'warmup',
-               'indirect': 'no-indirect', 'event_idx': 'no-event-idx'}
+               'indirect': 'no-indirect', 'event_idx': 'no-event-idx',
+               'spdk': 'spdk-socket'}
     return '--' + special.get(name, name).replace('_', '-')
 
 
@@ -404,8 +417,10 @@ def check_pairs(given: dict) -> None:
         if one in given and other in given:
             raise UsageError(
                 f'{flag(one)} and {flag(other)} contradict each other')
-    if 'overwrite' in given and not {'disk', 'vhost_user'} & set(given):
-        raise UsageError('--overwrite belongs to --disk or --vhost-user')
+    if 'overwrite' in given \
+            and not {'disk', 'vhost_user', 'spdk'} & set(given):
+        raise UsageError('--overwrite belongs to --disk, --vhost-user or '
+                         '--spdk-socket')
     if 'write_percent' in given and 'mixed' not in given.get('rw', []):
         raise UsageError('--write-percent needs --rw mixed')
 
@@ -443,11 +458,12 @@ def check_pin(options: Options) -> None:
 
 def check_disk(options: Options, given: dict) -> None:
     """What is read and written must be the user's wish."""
-    own = options.disk or options.vhost_user
+    own = options.disk or options.vhost_user or options.spdk
     if own and options.writes() and not options.overwrite:
         raise UsageError(
             '--rw write, --rw mixed and --verify overwrite what is on --disk '
-            'or behind --vhost-user: add --overwrite if that may be lost')
+            'or behind --vhost-user or --spdk-socket: add --overwrite if that '
+            'may be lost')
     if options.disk is None:
         return
     if 'qcow2' in options.backends:

@@ -10,12 +10,15 @@ its back, requests that fail or never end, a QEMU that dies, and a data plane
 that does not serve.
 """
 
+import contextlib
 import os
 import random
 import signal
+import subprocess
 import threading
+import time
 from dataclasses import replace
-from typing import Callable, List, Optional
+from typing import Callable, Iterator, List, Optional
 
 import host
 import images
@@ -183,6 +186,69 @@ def driver_alone(options: Options, load: Workload) -> None:
         'the driver took longer than all of it'
     assert result['notifications_per_request'] \
         == {'available': 0, 'used': 0}, 'somebody notified'
+
+
+# ---- a back-end like SPDK
+
+@contextlib.contextmanager
+def storage_daemon(lab: Lab, backend: Backend, queues: int
+                   ) -> Iterator[subprocess.Popen]:
+    """qemu-storage-daemon with the backend's disk, on lab.socket_path()."""
+    if not os.access(subjects.STORAGE_DAEMON, os.X_OK):
+        raise host.HostError('qemu-storage-daemon is missing: scripts/build '
+                             '--tests builds it')
+    path = lab.socket_path('daemon')
+    command = [subjects.STORAGE_DAEMON, '--object', 'iothread,id=io0']
+    for node in subjects.nodes(backend, lab.options, None):
+        command += ['--blockdev', subjects.to_json(node)]
+    command += ['--export', 'type=vhost-user-blk,id=export,iothread=io0,'
+                f'node-name=disk0-node,writable=on,num-queues={queues},'
+                f'addr.type=unix,addr.path={path}']
+    with open(lab.log_path(backend.name, 'storage-daemon'), 'wb') as log, \
+            subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log,
+                             stderr=log) as process:
+        try:
+            for _ in range(500):
+                if os.path.exists(path) or process.poll() is not None:
+                    break
+                time.sleep(0.02)
+            yield process
+        finally:
+            process.terminate()
+
+
+def states(pid: int) -> List[str]:
+    """Of all threads of a process: t where it is held."""
+    found = []
+    for tid in os.listdir(f'/proc/{pid}/task'):
+        stat = host.read(f'/proc/{pid}/task/{tid}/stat')
+        found.append(stat.rsplit(')', 1)[1].split()[0])
+    return found
+
+
+def like_spdk(huge_pages: bool) -> None:
+    """
+    As with --spdk-socket: verified without EVENT_IDX, with one queue and two;
+    all of the back-end's threads stand still but for the runs.
+    """
+    if huge_pages and host.free_huge_pages() < 128:
+        raise host.HostError('there are no 256 MiB of free huge pages')
+    for queues, wait in ((1, 'poll'), (2, 'notify')):
+        options = self_options(queues=queues, overwrite=True)
+        with Lab(options, host.choose_pin(options)) as lab:
+            backend = lab.backend('file-threads')
+            with storage_daemon(lab, backend, queues) as daemon:
+                subject = subjects.vhost_user_subject(
+                    'spdk', lab.socket_path('daemon'), event_idx=False,
+                    huge_pages=huge_pages, hold=True)
+                with lab.session(subject, backend) as session:
+                    assert not session.ready['event_idx'], 'with EVENT_IDX'
+                    assert session.ready['flush'], 'without FLUSH'
+                    for seed in 1, 2:
+                        assert set(states(daemon.pid)) == {'t'}, \
+                            'it is not held'
+                        lab.run(session, replace(LOAD, wait=wait), seed)
+                assert 't' not in states(daemon.pid), 'it is still held'
 
 
 # ---- what has to be noticed
@@ -369,6 +435,9 @@ def run() -> int:
                        lambda s=subject: same_terms(s))
         report.run('direct, its requests', lambda: served_directly(direct))
         test_driver(report)
+        report.run('a back-end like SPDK', lambda: like_spdk(False))
+        report.run('a back-end like SPDK, huge pages',
+                   lambda: like_spdk(True))
         test_variants(report, ours, VARIANTS)
         for subject in ours, direct, stock:
             test_variants(report, subject, PACKED_VARIANTS, ring='packed')

@@ -23,6 +23,8 @@ from plan import Workload
 BUILD = os.path.join(host.ROOT, 'build')
 DRIVER = os.path.join(BUILD, 'bench', 'virtio-blk-driver')
 QEMU = os.path.join(BUILD, 'qemu', 'qemu-system-x86_64')
+STORAGE_DAEMON = os.path.join(BUILD, 'qemu', 'storage-daemon',
+                              'qemu-storage-daemon')
 QEMU_IMG = os.path.join(BUILD, 'qemu', 'qemu-img')
 DEBIAN_QEMU = '/usr/bin/qemu-system-x86_64'
 
@@ -58,6 +60,11 @@ class Subject:
     direct: bool = False
     #: whether it has the qtest accelerator
     qtest: bool = True
+    #: what a back-end such as SPDK needs: no EVENT_IDX, memory of huge pages,
+    #: and, as it polls all the time, to be held while others are measured
+    event_idx: bool = True
+    huge_pages: bool = False
+    hold: bool = False
 
     def to_json(self) -> dict:
         """For the file of results."""
@@ -178,15 +185,28 @@ def find(options: Options) -> Tuple[List[Subject], List[str]]:
     for name, path in options.qemu:
         subjects.append(qemu_subject(name, path))
     for name, path in options.vhost_user:
-        if not os.path.exists(path) \
-                or not stat.S_ISSOCK(os.stat(path).st_mode):
-            raise SubjectError(f'{name}: {path} is no socket; start the '
-                               'back-end first')
-        subjects.append(Subject(name, 'vhost-user', os.path.abspath(path)))
+        subjects.append(vhost_user_subject(name, path))
         notes.append(f'{name} has a disk of its own, the same for every '
                      'backend, and is not pinned; if it polls, it takes '
                      "a CPU also while others are measured")
+    for name, path in options.spdk:
+        subjects.append(vhost_user_subject(name, path, event_idx=False,
+                                           huge_pages=True, hold=True))
+        notes.append(f'{name} has a disk of its own, the same for every '
+                     'backend, and is not pinned; it is driven without '
+                     'EVENT_IDX, from huge pages, and held while the others '
+                     'are measured')
     return subjects, notes
+
+
+def vhost_user_subject(name: str, path: str, **needs) -> Subject:
+    """
+    :raise SubjectError: when there is nobody to connect to.
+    """
+    if not os.path.exists(path) or not stat.S_ISSOCK(os.stat(path).st_mode):
+        raise SubjectError(f'{name}: {path} is no socket; start the back-end '
+                           'first')
+    return Subject(name, 'vhost-user', os.path.abspath(path), **needs)
 
 
 def accelerator(those: List[Subject], backend: 'Backend') -> str:
@@ -360,7 +380,14 @@ def driver_command(subject: Subject, options: Options, pin: List[int],
     command = driver_options(options, pin)
     if subject.kind == 'vhost-user':
         # Its threads are not ours to pin.
-        return command + ['--vhost-user', subject.path]
+        command += ['--vhost-user', subject.path]
+        if subject.hold:
+            command.append('--hold')
+        if subject.huge_pages:
+            command.append('--huge-pages')
+        if options.event_idx and not subject.event_idx:
+            command.append('--no-event-idx')
+        return command
     if pin:
         command += ['--iothread-cpu', ','.join(map(str, pin[1:]))]
     return command + ['--iothreads', ','.join(iothread_ids(options)),

@@ -11,6 +11,7 @@ import copy
 import importlib.util
 import json
 import os
+import socket
 import tempfile
 import time
 import unittest
@@ -80,7 +81,10 @@ class CommandLine(unittest.TestCase):
                 '--subjects fio --backends null-co',
                 '--self-test --repeat 2', '--show f --depth 1',
                 '--measure-driver --wait notify', '--measure-driver --verify',
-                '--measure-driver --subjects ours',):
+                '--measure-driver --subjects ours', '--spdk-socket=',
+                '--spdk-socket s --rw write', '--spdk-socket s --verify',
+                '--spdk-socket s --spdk-socket t',
+                '--spdk-socket ours=s'):
             with self.assertRaises(UsageError, msg=words):
                 options.parse(words.split())
 
@@ -96,6 +100,8 @@ class CommandLine(unittest.TestCase):
                 '--subjects ours,fio', '--qemu new=/a/q --qemu old=/b/q',
                 '--show f --plots d', '--measure-driver --ring packed',
                 '--measure-driver --depth 8 --no-build',
+                '--spdk-socket s', '--spdk-socket s --overwrite --rw write',
+                '--spdk-socket s --spdk-socket other=t',
                 '--rw mixed --write-percent 50', '--self-test --no-build'):
             options.parse(words.split())
 
@@ -123,6 +129,9 @@ class CommandLine(unittest.TestCase):
                                        ('old', '/y/old')])
         self.assertEqual(parsed.names(), ['ours', 'direct', 'stock', 'debian',
                                           'fio', 'new', 'old'])
+        parsed = options.parse(['--spdk-socket', '/x/s', '--vhost-user',
+                                'v=/x/v', '--subjects', 'ours'])
+        self.assertEqual(parsed.names(), ['ours', 'v', 'spdk'])
 
     def test_help_names_all(self):
         """Each backend and each subject is in the help."""
@@ -653,6 +662,29 @@ class Commands(unittest.TestCase):
         self.assertEqual(subjects.accelerator(both, file), 'tcg')
         command = subjects.qemu_command(both[0], file, some, '/q', accel='tcg')
         self.assertEqual(command[1:3], ['-accel', 'tcg'])
+
+    def test_spdk(self):
+        """SPDK gets what it needs, and only it."""
+        words = {'--hold', '--huge-pages', '--no-event-idx'}
+        with tempfile.TemporaryDirectory() as directory:
+            path = os.path.join(directory, 's')
+            with socket.socket(socket.AF_UNIX) as listener:
+                listener.bind(path)
+                some = options.parse(['--spdk-socket', path, '--vhost-user',
+                                      f'qsd={path}', '--subjects', 'fio'])
+                found, _ = subjects.find(some)
+        for those in found[-2:]:
+            command = subjects.driver_command(those, some, [0, 1], [])
+            self.assertEqual(words & set(command),
+                             words if those.name == 'spdk' else set())
+            self.assertIn(path, command)
+
+    def test_no_back_end(self):
+        """A socket that is none."""
+        some = options.parse(['--spdk-socket', '/dev/null', '--subjects',
+                              'fio'])
+        with self.assertRaises(subjects.SubjectError):
+            subjects.find(some)
 
     def test_left_out(self):
         """Who cannot be measured, and where."""

@@ -363,7 +363,7 @@ static bool set_up_memory(Driver *d, GError **errp)
 {
     uint64_t size = soak_load_memory_size(d->queues, d->depth);
 
-    if (!bench_memory_init(&d->mem, d->memory * MIB, errp)) {
+    if (!bench_memory_init(&d->mem, d->memory * MIB, false, errp)) {
         return false;
     }
     if (bench_memory_left(&d->mem) < DRIVER_UNITS * size) {
