@@ -2,8 +2,9 @@
  * Reads and writes past the block layer's coroutines
  *
  * Knows what the ordinary path does for a plain read or write, and under which
- * conditions none of that is needed; lane_refusal() and node_refusal() are the
- * list.  Does not know how data is transferred: block drivers do.
+ * conditions none of that is needed; blk_direct_root(), lane_open(),
+ * lane_find_nodes() and node_refusal() are the list.  Does not know how data is
+ * transferred: block drivers do.
  *
  * Rules; breaking any of them loses data or hangs:
  *
@@ -31,6 +32,7 @@
 #include "block/dirty-bitmap.h"
 #include "block/graph-lock.h"
 #include "block/write-threshold.h"
+#include "qemu/defer-call.h"
 #include "system/block-backend.h"
 #include "system/block-backend-direct.h"
 #include "system/replay.h"
@@ -260,6 +262,8 @@ bool blk_direct_begin(BlkDirect *lane, unsigned n, bool is_write)
         lane_release(lane, n);
         return false;
     }
+    /* Drivers submit, and may complete, at the end of such a section. */
+    defer_call_begin();
     return true;
 }
 
@@ -360,6 +364,7 @@ void blk_direct_end(BlkDirect *lane, unsigned unused)
 {
     IO_CODE();
     lane_give_back(lane, unused + lane_complete(lane));
+    defer_call_end();
 }
 
 void blk_direct_flush(BlkDirect *lane)

@@ -47,7 +47,8 @@ struct BdrvDirectReq {
  * A direct request does not fail: whatever goes wrong, goes wrong again on the
  * ordinary path, which knows what to do.
  *
- * Does not wait for other direct requests.
+ * Does not wait for other direct requests, so it neither drains nor changes the
+ * graph.
  *
  * Context: the lane's AioContext
  */
@@ -88,7 +89,7 @@ struct BlkDirect {
     BlkDirectPause pause[2];    /* of reads, of writes */
 
     uint64_t direct;            /* requests that were taken */
-    const char *refusal;        /* why one was last not taken, or NULL */
+    const char *refusal;        /* why one was last refused, or NULL */
 };
 
 /**
@@ -104,7 +105,7 @@ void blk_direct_init(BlkDirect *lane, BlockBackend *blk,
                      BlkDirectFunc *complete);
 
 /**
- * blk_direct_begin: open a batch
+ * blk_direct_begin: open a batch, and a defer_call() section
  * @n: the maximum number of requests in the batch, at least 1
  * @is_write: the direction of all of them
  *
