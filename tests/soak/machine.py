@@ -70,9 +70,11 @@ class Config:
     throttled: the disk stands on a throttle filter all the time
     packed: offers packed and in-order rings; the driver chooses at each start
     slow: all images are on throttle filters of one group, so that metadata can
-        be made slow; for pairs.py
+        be made slow, unless they are direct; for pairs.py
     data_file: but what the guest reads and writes is not
     depth: requests in flight of each queue
+    direct: reads and writes go past the block layer's coroutines where they
+    can, which they cannot below a throttle filter
     """
     name: str
     queues: int
@@ -83,17 +85,20 @@ class Config:
     slow: bool = False
     data_file: bool = False
     depth: int = 16
+    direct: bool = False
 
 
 CONFIGS = (
     Config('four-queues', 4, 2, 'qcow2'),
     Config('one-queue', 1, 1, 'raw', packed=True),
+    Config('direct', 4, 2, 'raw', direct=True),
     Config('throttle-filter', 2, 2, 'qcow2', True),
     Config('pairs', 2, 2, 'qcow2', slow=True, data_file=True, depth=128),
     Config('pairs-packed', 1, 1, 'qcow2', packed=True, slow=True),
     # As many as the queues have entries.
     Config('pairs-full', 2, 2, 'qcow2', slow=True, data_file=True,
            depth=QUEUE_SIZE),
+    Config('pairs-direct', 2, 2, 'raw', slow=True, depth=128, direct=True),
 )
 
 
@@ -368,6 +373,8 @@ class Machine:
         self._bad_end = False
         #: how often the disk has been plugged or unplugged
         self.plugs = 0
+        #: whether requests have been submitted directly
+        self.was_direct = False
         self.log = os.path.join(tools.logs, f'{config.name}-{seed}.log')
         self.top = 'n0'
         #: With the qtest accelerator throttle groups look at the guest's
@@ -452,6 +459,8 @@ class Machine:
             device.update({'packed': True, 'in_order': True})
         if self.tools.stock:
             device['x-data-plane'] = 'off'
+        if self.config.direct:
+            device['x-direct'] = True
         return device
 
     def _command(self) -> List[str]:
@@ -518,7 +527,9 @@ class Machine:
             'driver': form, 'node-name': name, 'discard': 'unmap', **more,
             'file': {'driver': 'file', 'node-name': name + '-file',
                      'discard': 'unmap', 'filename': path}}
-        if not self.config.slow:
+        if self.config.direct:
+            self.nodes[name]['file']['aio'] = 'io_uring'
+        if not self.config.slow or self.config.direct:
             return self.nodes[name]
         return {**self.nodes[name], 'file': {
             'driver': 'throttle', 'node-name': name + '-file',
@@ -619,6 +630,8 @@ class Machine:
         errors = sum(queue['errors'] for queue in info.get('queues', []))
         if errors:
             raise SoakError(f'the plane counted {errors} failed requests')
+        if any(queue['direct'] for queue in info.get('queues', [])):
+            self.was_direct = True
 
     def post_mortem(self) -> str:
         """What else is to be told about a failure."""

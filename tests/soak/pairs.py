@@ -22,8 +22,8 @@ from typing import Callable, Dict, Iterator, List
 
 from machine import (BACKEND, DEVICE, DISK_MIB, MIB, HumanMonitor, Machine,
                      Refused, SoakError, wait_until)
-from scenarios import (LIMITS, Scenario, cancel_job, finish_job, job_state,
-                       plug, snapshot, wait_job)
+from scenarios import (LIMITS, Scenario, back_to_form, cancel_job, finish_job,
+                       job_state, plug, snapshot, wait_job)
 
 Step = Callable[['Stage'], Iterator[None]]
 
@@ -316,6 +316,7 @@ def stream(stage: Stage) -> Iterator[None]:
     stage.vm.progress(50)
     yield from job(stage, 'block-stream', concluded)
     stage.vm.del_node(base)
+    back_to_form(stage.vm)
 
 
 def copy_begin(stage: Stage, name: str) -> Iterator[None]:

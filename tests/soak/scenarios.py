@@ -244,6 +244,25 @@ def reopen(vm: Machine) -> None:
         vm.progress(50)
 
 
+def detect_zeroes(vm: Machine) -> None:
+    """zeroes that the guest writes are detected, and not any more"""
+    options = vm.nodes[vm.top]
+    for detect in ('on', 'unmap', 'off'):
+        vm.cmd('blockdev-reopen', options=[
+            {**options, 'detect-zeroes': detect}])
+        vm.progress(50)
+
+
+def write_threshold(vm: Machine) -> None:
+    """an event tells that the guest has written beyond a threshold"""
+    for _ in range(5):
+        vm.qmp.forget_events()
+        vm.cmd('block-set-write-threshold', node_name=vm.top,
+               write_threshold=vm.chance.randrange(1, DISK_MIB // 2) * MIB)
+        vm.qmp.event('BLOCK_WRITE_THRESHOLD', **{'node-name': vm.top})
+        vm.progress(50)
+
+
 def filters_above(vm: Machine) -> None:
     """covers: E11: filters are opened above a node in use, and go again"""
     vm.cmd('object-add', qom_type='throttle-group', id='above')
@@ -759,6 +778,8 @@ SCENARIOS = (
     Scenario('resize', resize),
     Scenario('change-medium', change_medium),
     Scenario('reopen', reopen),
+    Scenario('detect-zeroes', detect_zeroes),
+    Scenario('write-threshold', write_threshold),
     Scenario('filters-above', filters_above),
     Scenario('throttle-changes', throttle_changes),
     Scenario('throttle-toggle', throttle_toggle),
