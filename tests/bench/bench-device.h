@@ -46,6 +46,7 @@ typedef struct BenchWish {
     bool indirect;
     bool event_idx;
     bool flush;                 /* where it is offered */
+    unsigned idle_disks;        /* beside it, which are only started */
 } BenchWish;
 
 /* One queue: sizes and addresses are the driver's, the rest the device's */

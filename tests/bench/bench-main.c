@@ -10,6 +10,7 @@
  */
 
 #include "bench-clock.h"
+#include "bench-idle.h"
 #include "bench-load.h"
 #include "bench-process.h"
 
@@ -34,6 +35,7 @@ typedef struct Session {
     int queue_size;
     int memory;
     int cpu;
+    int idle_disks;
     char *thread_cpus;
     char *ring;
     char *vhost_user;
@@ -350,6 +352,7 @@ static BenchDevice *make_device(const Session *s, BenchMemory *mem,
         .indirect = !s->no_indirect,
         .event_idx = !s->no_event_idx,
         .flush = true,
+        .idle_disks = s->idle_disks,
     };
 
     if (s->stand_in) {
@@ -401,6 +404,8 @@ static bool check_session(const Session *s, GError **errp)
               "command line";
     } else if (s->hold && !s->vhost_user) {
         why = "--hold belongs to --vhost-user";
+    } else if (s->idle_disks < 0 || s->idle_disks > BENCH_IDLE_MAX) {
+        why = "there is no room for so many --idle-disks";
     }
     if (why) {
         g_set_error(errp, BENCH_ERROR, 0, "%s (see --help)", why);
@@ -431,6 +436,8 @@ int main(int argc, char **argv)
           "pin the IOThreads, one after the other", "CPU,..." },
         { "memory", 0, 0, G_OPTION_ARG_INT, &s.memory,
           "guest memory (default 128)", "MIB" },
+        { "idle-disks", 0, 0, G_OPTION_ARG_INT, &s.idle_disks,
+          "disks in slots from 8 on, to be started and left alone", "N" },
         { "vhost-user", 0, 0, G_OPTION_ARG_FILENAME, &s.vhost_user,
           "a vhost-user-blk back-end's socket", "SOCKET" },
         { "hold", 0, 0, G_OPTION_ARG_NONE, &s.hold,

@@ -12,8 +12,6 @@
 #define CONFIG_ADDRESS      0xcf8
 #define CONFIG_DATA         0xcfc
 
-/* How far the BARs of a device are apart */
-#define BAR_STEP            0x01000000u
 #define NUM_BARS            6
 
 /* PCI configuration space */
@@ -99,11 +97,12 @@ static bool find_device(BenchPci *pci, GError **errp)
 {
     unsigned found = 0;
     unsigned devfn = 0;
+    unsigned slot = pci->kind->slot;
+    unsigned end = slot ? slot + 1 : BENCH_PCI_IDLE_SLOT;
 
-    for (unsigned slot = 0; slot < 32; slot++) {
-        pci->devfn = slot << 3;
-        if ((!pci->kind->slot || slot == pci->kind->slot) &&
-            is_wanted(pci, config_read(pci, PCI_ID))) {
+    for (; slot < end; slot++) {
+        pci->devfn = slot << 3 | pci->kind->function;
+        if (is_wanted(pci, config_read(pci, PCI_ID))) {
             devfn = pci->devfn;
             found++;
         }
@@ -123,7 +122,7 @@ static bool find_device(BenchPci *pci, GError **errp)
 
 static uint64_t bar_address(const BenchPci *pci, unsigned bar)
 {
-    return pci->kind->window + bar * BAR_STEP;
+    return pci->kind->window + bar * pci->kind->bar_step;
 }
 
 static void map_bars(BenchPci *pci)
@@ -193,6 +192,7 @@ const BenchPciKind bench_pci_blk = {
     .type = 2,
     .transitional_id = 0x1001,
     .window = 0xe0000000u,
+    .bar_step = 0x01000000u,
 };
 
 bool bench_pci_init(BenchPci *pci, const BenchPciKind *kind, BenchQtest *qt,

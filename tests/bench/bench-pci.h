@@ -24,8 +24,13 @@ typedef struct BenchPciKind {
     uint16_t type;              /* of virtio device (5) */
     uint16_t transitional_id;   /* PCI device ID, 0: has none */
     unsigned slot;              /* 0: the only device of this kind */
+    unsigned function;          /* in the slot */
     uint64_t window;            /* above RAM, below the PC's own devices */
+    uint32_t bar_step;          /* from one BAR to the next in the window */
 } BenchPciKind;
+
+/* From here on there are only devices that are asked for with their slot. */
+#define BENCH_PCI_IDLE_SLOT 8
 
 extern const BenchPciKind bench_pci_blk;
 

@@ -18,7 +18,7 @@
  * SPDX-License-Identifier: GPL-2.0-or-later
  */
 
-#include "bench-pci.h"
+#include "bench-idle.h"
 #include "bench-process.h"
 
 #include <unistd.h>
@@ -34,6 +34,7 @@ typedef struct BenchQemu {
     BenchDevice parent;
     BenchQtest *qt;
     BenchPci pci;
+    unsigned idle_disks;
     bool quiet;
 } BenchQemu;
 
@@ -218,7 +219,9 @@ static bool qemu_start(BenchDevice *dev, GError **errp)
             return false;
         }
     }
-    return true;
+    /* Last, so that there are few eventfds to try out. */
+    return bench_idle_start(q->qt, q->idle_disks, dev->features, dev->mem,
+                            errp);
 }
 
 /* Starting QEMU */
@@ -284,6 +287,7 @@ BenchDevice *bench_qemu_new(char **argv, const BenchWish *wish,
     };
     BenchQemu *q = g_new0(BenchQemu, 1);
 
+    q->idle_disks = wish->idle_disks;
     bench_device_init(&q->parent, &ops, mem);
     q->qt = bench_qtest_start(argv, mem, errp);
     if (!q->qt) {

@@ -38,6 +38,7 @@ SUBJECTS = {
     'stock': 'the same binary with x-data-plane=off',
     'debian': '/usr/bin/qemu-system-x86_64, if it is installed',
     'fio': 'no QEMU: fio with io_uring on the same file, the bound',
+    'alone': 'as ours, but without --idle-disks',
 }
 RW = ('read', 'write', 'mixed')
 PATTERNS = ('random', 'sequential')
@@ -52,6 +53,9 @@ REQUEST_BYTES = 8192
 #: the driver keeps the expected content of what it verifies
 VERIFY_MIB = 1024
 QUEUE_SIZE_MAX = 1024
+#: what slots from 8 on have room for; and what rings take, per queue
+IDLE_DISKS_MAX = 192
+IDLE_QUEUE_BYTES = 8192
 QUICK_SECONDS = 60
 
 
@@ -87,6 +91,8 @@ class Options:
     ring: str = 'split'
     in_order: bool = False
     poll_max_ns: int = 32768
+    idle_disks: int = 0
+    idle_queues: int = 4
 
     time_ms: int = 500
     warmup_ms: int = 50
@@ -133,7 +139,9 @@ class Options:
     def memory_mib(self) -> int:
         """Guest memory that the driver needs."""
         request = max(self.bs) + REQUEST_BYTES
-        return max(128, 64 + (max(self.depth) * self.queues * request >> 20))
+        idle = self.idle_disks * self.idle_queues * IDLE_QUEUE_BYTES
+        return max(128, 64 + (max(self.depth) * self.queues * request + idle
+                              >> 20))
 
 
 # ---- the values
@@ -247,7 +255,8 @@ def add_what(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group('What is measured')
     add = group.add_argument
     add('--subjects', metavar='LIST', type=list_of(word_of(list(SUBJECTS))),
-        help='default: ' + ','.join(SUBJECTS))
+        help='default: ' + ','.join(SUBJECTS) + ', the last only with '
+        '--idle-disks')
     add('--qemu', metavar='[NAME=]PATH', action='append', type=named_path,
         help='one more subject: any qemu-system-x86_64; may be repeated')
     add('--vhost-user', metavar='[NAME=]SOCKET', action='append',
@@ -320,6 +329,11 @@ def add_device(parser: argparse.ArgumentParser) -> None:
     add('--poll-max-ns', metavar='N', type=number(0, 10 ** 9),
         help='how long an IOThread polls before it sleeps; 0: not at all '
         "(default: 32768, QEMU's own)")
+    add('--idle-disks', metavar='N', type=number(1, IDLE_DISKS_MAX),
+        help='disks beside it on the same IOThreads, which a driver has '
+        'started and makes no request of')
+    add('--idle-queues', metavar='N', type=number(1, 64),
+        help='queues of each of them (default: 4)')
 
 
 def add_runs(parser: argparse.ArgumentParser) -> None:
@@ -421,6 +435,10 @@ def check_pairs(given: dict) -> None:
             and not {'disk', 'vhost_user', 'spdk'} & set(given):
         raise UsageError('--overwrite belongs to --disk, --vhost-user or '
                          '--spdk-socket')
+    if 'idle_queues' in given and 'idle_disks' not in given:
+        raise UsageError('--idle-queues needs --idle-disks')
+    if 'alone' in given.get('subjects', []) and 'idle_disks' not in given:
+        raise UsageError('the subject alone needs --idle-disks')
     if 'write_percent' in given and 'mixed' not in given.get('rw', []):
         raise UsageError('--write-percent needs --rw mixed')
 
@@ -523,13 +541,16 @@ def fill_in(given: dict) -> Options:
     values = {name: value for name, value in given.items() if name in names}
     values.setdefault('backends', default_backends(given))
     subjects = [name for name in SUBJECTS
-                if not (name == 'fio' and 'verify' in given)]
+                if not (name == 'fio' and 'verify' in given
+                        or name == 'alone' and 'idle_disks' not in given)]
     values.setdefault('subjects', subjects)
     if 'no_pin' in given:
         values['pin'] = []
     options = Options(**values, reference_given='reference' in given)
     if not options.reference_given and 'stock' not in options.names():
         options.reference = options.names()[0]
+    if not options.reference_given and 'alone' in options.subjects:
+        options.reference = 'alone'
     return options
 
 

@@ -34,6 +34,8 @@ SWITCH = {True: 'on', False: 'off'}
 
 #: how far a slice of a disk is aligned
 SLICE_ALIGN = MIB
+#: the first of the slots that the driver looks for idle disks in
+IDLE_SLOT = 8
 
 
 class SubjectError(Exception):
@@ -65,6 +67,8 @@ class Subject:
     event_idx: bool = True
     huge_pages: bool = False
     hold: bool = False
+    #: whether it has the idle disks of --idle-disks
+    idle: bool = True
 
     def to_json(self) -> dict:
         """For the file of results."""
@@ -165,7 +169,9 @@ def built_in(name: str) -> Optional[Subject]:
         if not os.path.exists(DEBIAN_QEMU):
             return None
         return qemu_subject(name, DEBIAN_QEMU)
-    return qemu_subject(name, QEMU, built=True)
+    subject = qemu_subject(name, QEMU, built=True)
+    subject.idle = name != 'alone'
+    return subject
 
 
 def find(options: Options) -> Tuple[List[Subject], List[str]]:
@@ -229,6 +235,8 @@ def left_out(subject: Subject, backend: Backend, options: Options
     if subject.kind == 'qemu' and options.iothreads > 1 \
             and not subject.mapping:
         return 'it has no iothread-vq-mapping for several IOThreads'
+    if subject.kind == 'vhost-user' and options.idle_disks:
+        return 'idle disks can be added to QEMU only'
     if options.in_order and not subject.in_order:
         return 'it has no VIRTIO_F_IN_ORDER'
     return None
@@ -331,6 +339,25 @@ def device(subject: Subject, options: Options, node: str = 'disk0-node'
     return to_json(words)
 
 
+def idle_disks(subject: Subject, options: Options) -> List[str]:
+    """QEMU's options for them; see bench-idle.c for their places."""
+    words = []
+    for number in range(options.idle_disks if subject.idle else 0):
+        name = f'idle{number}'
+        iothread = number % options.iothreads
+        words += ['-blockdev', to_json({'driver': 'null-co',
+                                        'node-name': name})]
+        words += ['-device', ','.join(
+            ['virtio-blk-pci', f'id={name}', f'drive={name}',
+             f'num-queues={options.idle_queues}', 'multifunction=on',
+             f'addr={IDLE_SLOT + number // 8:x}.{number % 8}',
+             f'iothread=io{iothread}',
+             *(['packed=on'] if options.ring == 'packed' else []),
+             *(['in_order=on'] if options.in_order else []),
+             *subject.properties])]
+    return words
+
+
 def iothread_ids(options: Options) -> List[str]:
     """The IOThreads' names."""
     return [f'io{number}' for number in range(options.iothreads)]
@@ -352,6 +379,7 @@ def qemu_command(subject: Subject, backend: Backend, options: Options,
     for node in nodes(backend, options, part):
         command += ['-blockdev', to_json(node)]
     command += ['-device', device(subject, options)]
+    command += idle_disks(subject, options)
     return command + ['-qmp', f'unix:{qmp_path},server=on,wait=off']
 
 
@@ -388,6 +416,8 @@ def driver_command(subject: Subject, options: Options, pin: List[int],
         if options.event_idx and not subject.event_idx:
             command.append('--no-event-idx')
         return command
+    if options.idle_disks and subject.idle:
+        command += ['--idle-disks', str(options.idle_disks)]
     if pin:
         command += ['--iothread-cpu', ','.join(map(str, pin[1:]))]
     return command + ['--iothreads', ','.join(iothread_ids(options)),

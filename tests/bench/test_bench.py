@@ -79,12 +79,14 @@ class CommandLine(unittest.TestCase):
                 '--subjects ours,stock', '--qemu stock=/a/q --subjects ours',
                 '--qemu /a/q --qemu /b/q', '--qemu=',
                 '--subjects fio --backends null-co',
-                '--self-test --repeat 2', '--show f --depth 1',
                 '--measure-driver --wait notify', '--measure-driver --verify',
                 '--measure-driver --subjects ours', '--spdk-socket=',
                 '--spdk-socket s --rw write', '--spdk-socket s --verify',
                 '--spdk-socket s --spdk-socket t',
-                '--spdk-socket ours=s'):
+                '--spdk-socket ours=s',
+                '--idle-disks 0', '--idle-disks 193', '--idle-queues 2',
+                '--subjects alone,ours',
+                '--self-test --repeat 2', '--show f --depth 1'):
             with self.assertRaises(UsageError, msg=words):
                 options.parse(words.split())
 
@@ -98,10 +100,11 @@ class CommandLine(unittest.TestCase):
                 '--disk d', '--disk d --overwrite --rw write',
                 '--vhost-user s --overwrite --verify', '--verify',
                 '--subjects ours,fio', '--qemu new=/a/q --qemu old=/b/q',
-                '--show f --plots d', '--measure-driver --ring packed',
+                '--measure-driver --ring packed',
                 '--measure-driver --depth 8 --no-build',
                 '--spdk-socket s', '--spdk-socket s --overwrite --rw write',
                 '--spdk-socket s --spdk-socket other=t',
+                '--show f --plots d', '--idle-disks 192 --idle-queues 64',
                 '--rw mixed --write-percent 50', '--self-test --no-build'):
             options.parse(words.split())
 
@@ -112,6 +115,10 @@ class CommandLine(unittest.TestCase):
         self.assertEqual(options.parse(['--no-indirect']).queue_size, 512)
         self.assertEqual(options.parse([]).queue_size, 256)
         self.assertNotIn('fio', options.parse(['--verify']).subjects)
+        self.assertNotIn('alone', options.parse([]).subjects)
+        idle = options.parse(['--idle-disks', '1'])
+        self.assertIn('alone', idle.subjects)
+        self.assertEqual(idle.reference, 'alone')
         self.assertEqual(options.parse(['--disk', 'd']).backends,
                          ['direct-io_uring'])
 
@@ -686,6 +693,28 @@ class Commands(unittest.TestCase):
         with self.assertRaises(subjects.SubjectError):
             subjects.find(some)
 
+    def test_idle_disks(self):
+        """Each has a place of its own, and an IOThread that there is."""
+        wanted = Options(backends=[], subjects=['ours'], queues=2, iothreads=2,
+                         idle_disks=17, idle_queues=3)
+        words = subjects.idle_disks(subject('ours'), wanted)
+        devices = [dict(word.split('=', 1) for word in value.split(',')[1:])
+                   for option, value in zip(words[::2], words[1::2])
+                   if option == '-device']
+        self.assertEqual(len(devices), 17)
+        self.assertEqual(devices[0]['addr'], '8.0')
+        self.assertEqual(devices[16]['addr'], 'a.0')
+        self.assertEqual(len({device['addr'] for device in devices}), 17)
+        self.assertEqual({device['iothread'] for device in devices},
+                         {'io0', 'io1'})
+        self.assertEqual({device['num-queues'] for device in devices}, {'3'})
+        alone = subject('alone', idle=False)
+        self.assertEqual(subjects.idle_disks(alone, wanted), [])
+        self.assertNotIn('--idle-disks',
+                         subjects.driver_command(alone, wanted, [], []))
+        self.assertIn('--idle-disks', subjects.driver_command(
+            subject('ours'), wanted, [], []))
+
     def test_left_out(self):
         """Who cannot be measured, and where."""
         two = Options(backends=[], subjects=['ours'], queues=2, iothreads=2)
@@ -697,6 +726,9 @@ class Commands(unittest.TestCase):
         self.assertTrue(subjects.left_out(subject('old', mapping=False), file,
                                           two))
         self.assertIsNone(subjects.left_out(subject('new'), file, two))
+        two.idle_disks = 1
+        other = subjects.Subject('other', 'vhost-user', '/s')
+        self.assertTrue(subjects.left_out(other, file, two))
 
 
 if __name__ == '__main__':
