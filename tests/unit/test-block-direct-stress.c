@@ -816,7 +816,7 @@ static void act_bitmap(void)
     for (unsigned i = 0; i < BLOCKS; i++) {
         unsigned backend = i / DEPTH % BACKENDS;
 
-        if (stress->written[i] != before[i] &&
+        if (qatomic_read(&stress->written[i]) != before[i] &&
             (bs == stress->leaf || backend == 0)) {
             g_assert_true(bdrv_dirty_bitmap_get(bitmap, i * BLOCK));
         }
@@ -964,15 +964,15 @@ static void delete_lane_bh(void *opaque)
 static void finish(void)
 {
     qatomic_set(&stress->stop, true);
-    while (qatomic_read(&stress->busy)) {
+    while (qatomic_load_acquire(&stress->busy)) {
         aio_poll(qemu_get_aio_context(), false);
         g_usleep(20);
     }
     bdrv_drain_all();
-    g_assert_cmpuint(stress->leaf->direct_in_flight, ==, 0);
-    g_assert_cmpuint(stress->pass->direct_in_flight, ==, 0);
+    g_assert_cmpuint(qatomic_read(&stress->leaf->direct_in_flight), ==, 0);
+    g_assert_cmpuint(qatomic_read(&stress->pass->direct_in_flight), ==, 0);
     for (unsigned i = 0; i < BLOCKS; i++) {
-        g_assert_cmpuint(stress->written[i], ==,
+        g_assert_cmpuint(qatomic_read(&stress->written[i]), ==,
                          stress->lanes[i / DEPTH].slots[i % DEPTH].gen);
     }
     act_flush();
@@ -995,10 +995,10 @@ static void teardown(void)
     }
     bdrv_unref(stress->pass);
     bdrv_unref(stress->leaf);
+    kernel_stop();
     for (unsigned i = 0; i < THREADS; i++) {
         iothread_join(stress->iothread[i]);
     }
-    kernel_stop();
     g_free(stress->lanes);
     g_free(stress);
 }
@@ -1006,14 +1006,19 @@ static void teardown(void)
 /* What the load is for; if it is none the test shows nothing. */
 static void assert_loaded(void)
 {
+    unsigned taken = qatomic_read(&stress->taken);
+    unsigned again = qatomic_read(&stress->again);
+    unsigned flushed = qatomic_read(&stress->flushed);
+    unsigned serialised = qatomic_read(&stress->serialised);
+
     g_test_message("%u requests, %u direct, %u of them again, %u batches "
                    "refused, %u flushes, %u serialising",
-                   stress->completed, stress->taken, stress->again,
-                   stress->refused, stress->flushed, stress->serialised);
-    g_assert_cmpuint(stress->taken, >, 0);
-    g_assert_cmpuint(stress->again + stress->hurry, >, 0);
-    g_assert_cmpuint(stress->flushed, >, 0);
-    g_assert_cmpuint(stress->serialised, >, 0);
+                   qatomic_read(&stress->completed), taken, again,
+                   qatomic_read(&stress->refused), flushed, serialised);
+    g_assert_cmpuint(taken, >, 0);
+    g_assert_cmpuint(again + stress->hurry, >, 0);
+    g_assert_cmpuint(flushed, >, 0);
+    g_assert_cmpuint(serialised, >, 0);
 }
 
 static void act_nothing(void)
