@@ -506,6 +506,7 @@ static void check_polling(DpDisk *disk, DpLoad *load)
 
     set_polling(disk->vm, NULL, POLL_NS);
     wait_polling(disk);
+    dp_wait_all(disk);          /* what was sent before counts before */
     kicks = disk->kicks;
     done = disk->reads + disk->writes;
     dp_info(disk->vm, "d0", &before);
