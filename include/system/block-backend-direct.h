@@ -29,10 +29,8 @@ typedef struct BdrvDirectReq BdrvDirectReq;
 struct BdrvDirectReq {
     BlkDirect *lane;
     QEMUIOVector *qiov;
-    union {
-        int64_t offset;         /* in bytes, until it is done */
-        QSIMPLEQ_ENTRY(BdrvDirectReq) next;     /* from then on */
-    };
+    int64_t offset;             /* in bytes */
+    QSIMPLEQ_ENTRY(BdrvDirectReq) next;     /* the driver's until it is done */
     bool is_write;
     bool fua;                   /* BDRV_REQ_FUA */
     bool again;                 /* it has not succeeded */
@@ -82,7 +80,7 @@ struct BlkDirect {
     int64_t length;
     int64_t max_bytes;
     uint64_t misaligned;        /* mask */
-    int max_iov;
+    uint16_t max_iov;           /* up to IOV_MAX */
     bool is_write;
     bool fua;
 

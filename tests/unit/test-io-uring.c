@@ -16,6 +16,7 @@
 #include "qemu/osdep.h"
 #include <dlfcn.h>
 #include <poll.h>
+#include <sys/mman.h>
 #include <liburing.h>
 #include "block/block.h"
 #include "block/block_int.h"
@@ -50,7 +51,8 @@ typedef struct {
 static struct {
     BlockBackend *blk;
     BlkDirect lane;
-    char *path;
+    int fd;                     /* of a file without a name */
+    char *path;                 /* to it */
     uint8_t *buf;               /* BLOCKS blocks */
     Request *req;               /* one for each block */
 } f;
@@ -329,20 +331,18 @@ static void file_write_all(uint8_t seed)
     for (unsigned i = 0; i < BLOCKS; i++) {
         fill(f.buf + i * BLOCK, i, seed);
     }
-    g_assert_true(g_file_set_contents(f.path, (char *)f.buf, BLOCKS * BLOCK,
-                                      NULL));
+    g_assert_cmpint(pwrite(f.fd, f.buf, BLOCKS * BLOCK, 0), ==, BLOCKS * BLOCK);
 }
 
 static void file_assert(unsigned first, unsigned n, uint8_t seed)
 {
-    int fd = open(f.path, O_RDONLY);
     uint8_t block[BLOCK];
 
     for (unsigned i = first; i < first + n; i++) {
-        g_assert_cmpint(pread(fd, block, BLOCK, (off_t)i * BLOCK), ==, BLOCK);
+        g_assert_cmpint(pread(f.fd, block, BLOCK, (off_t)i * BLOCK), ==,
+                        BLOCK);
         assert_filled(block, i, seed);
     }
-    close(fd);
 }
 
 static void open_image(void)
@@ -360,9 +360,8 @@ static void open_image(void)
 
 static void setup(void)
 {
-    int fd = g_file_open_tmp("test-io-uring.XXXXXX", &f.path, NULL);
-
-    close(fd);
+    f.fd = memfd_create("test-io-uring", MFD_CLOEXEC);
+    f.path = g_strdup_printf("/proc/self/fd/%d", f.fd);
     memset(&kernel, 0, sizeof(kernel));
     f.buf = g_malloc(BLOCKS * BLOCK);
     f.req = g_new0(Request, BLOCKS);
@@ -373,7 +372,7 @@ static void setup(void)
 static void teardown(void)
 {
     blk_unref(f.blk);
-    unlink(f.path);
+    close(f.fd);
     g_free(f.path);
     g_free(f.buf);
     g_free(f.req);
@@ -759,7 +758,7 @@ static void test_tail(gconstpointer data)
 
     setup();
     blk_unref(f.blk);
-    g_assert_cmpint(truncate(f.path, tail), ==, 0);
+    g_assert_cmpint(ftruncate(f.fd, tail), ==, 0);
     open_image();
     fill(f.buf, BLOCKS - 1, 0);
     memcpy(expected, f.buf, 100);
