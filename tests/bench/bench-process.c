@@ -21,6 +21,9 @@
 #include <time.h>
 #include <unistd.h>
 
+/* Milliseconds, for a thread that polls all the time */
+#define FREEZE_TRIES 100
+
 static bool fail(GError **errp, const char *what, pid_t tid)
 {
     g_set_error(errp, BENCH_ERROR, 0, "cannot %s thread %d: %s", what,
@@ -28,7 +31,7 @@ static bool fail(GError **errp, const char *what, pid_t tid)
     return false;
 }
 
-bool bench_thread_freeze(pid_t tid, GError **errp)
+static bool stop_thread(pid_t tid, GError **errp)
 {
     int status;
 
@@ -45,6 +48,37 @@ bool bench_thread_freeze(pid_t tid, GError **errp)
         return false;
     }
     return true;
+}
+
+/* Was the stopped thread in a system call? */
+static bool is_in_syscall(pid_t tid)
+{
+    g_autofree char *path = g_strdup_printf("/proc/%d/syscall", (int)tid);
+    g_autofree char *line = NULL;
+
+    return g_file_get_contents(path, &line, NULL, NULL) &&
+           !g_str_has_prefix(line, "-1");
+}
+
+/*
+ * A thread that runs may hold a lock.  In Valgrind it always does, and all
+ * others wait for it.
+ */
+bool bench_thread_freeze(pid_t tid, GError **errp)
+{
+    for (unsigned i = 0; i < FREEZE_TRIES; i++) {
+        if (!stop_thread(tid, errp)) {
+            return false;
+        }
+        if (is_in_syscall(tid)) {
+            return true;
+        }
+        if (!bench_thread_thaw(tid, errp)) {
+            return false;
+        }
+        g_usleep(G_USEC_PER_SEC / 1000);
+    }
+    return stop_thread(tid, errp);
 }
 
 bool bench_thread_thaw(pid_t tid, GError **errp)

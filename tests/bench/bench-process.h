@@ -27,8 +27,8 @@ typedef struct BenchEventfd {
 /**
  * bench_thread_freeze: stop one thread of another process
  *
- * Its other threads go on.  Returns when the thread has stopped.  If we die it
- * goes on by itself.
+ * Its other threads go on.  Returns when the thread has stopped, in a system call
+ * if it makes any.  If we die it goes on by itself.
  *
  * Pair: bench_thread_thaw()
  *
