@@ -264,7 +264,8 @@ DpVm *dp_vm_file(const DpMode *mode, uint64_t size, const char *props)
         "-blockdev file,node-name=f0,filename=%s,discard=unmap,aio=%s "
         "-blockdev raw,node-name=n0,file=f0,discard=unmap "
         "-device virtio-blk-pci,id=d0,drive=n0,addr=%d%s%s",
-        path, dp_can_io_uring() ? "io_uring" : "threads", DP_SLOT, mode->props, props);
+        path, dp_can_io_uring() ? "io_uring" : "threads", DP_SLOT, mode->props,
+        props);
 
     vm->mode = mode;
     return vm;

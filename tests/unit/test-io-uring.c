@@ -67,8 +67,7 @@ static struct {
     bool change;                /* the result of the next completion ... */
     int result;                 /* ... to this */
     bool reverse;               /* completions that are in the ring */
-    int held;                   /* the next request does nothing until this is
-                                   readable; 0: not held */
+    int held;                   /* fd that the next request waits for; or 0 */
     struct io_uring *ring;      /* of the request that was held */
     unsigned max_entries;       /* of a ring; 0: any */
     bool cached;                /* preadv2(RWF_NOWAIT) finds the data ... */
