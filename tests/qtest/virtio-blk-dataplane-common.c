@@ -257,18 +257,24 @@ bool dp_can_io_uring(void)
     return true;
 }
 
-DpVm *dp_vm_file(const DpMode *mode, uint64_t size, const char *props)
+DpVm *dp_vm_file_aio(const DpMode *mode, uint64_t size, const char *aio,
+                     const char *props)
 {
     g_autofree char *path = dp_image("disk.img", size);
     DpVm *vm = dp_vm_start(
         "-blockdev file,node-name=f0,filename=%s,discard=unmap,aio=%s "
         "-blockdev raw,node-name=n0,file=f0,discard=unmap "
         "-device virtio-blk-pci,id=d0,drive=n0,addr=%d%s%s",
-        path, dp_can_io_uring() ? "io_uring" : "threads", DP_SLOT, mode->props,
-        props);
+        path, aio, DP_SLOT, mode->props, props);
 
     vm->mode = mode;
     return vm;
+}
+
+DpVm *dp_vm_file(const DpMode *mode, uint64_t size, const char *props)
+{
+    return dp_vm_file_aio(mode, size,
+                          dp_can_io_uring() ? "io_uring" : "threads", props);
 }
 
 /* The device */

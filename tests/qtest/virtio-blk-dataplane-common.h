@@ -248,8 +248,11 @@ void dp_vm_end(DpVm *vm);
 DpVm *dp_vm_null(const DpMode *mode, const char *opts, const char *props);
 
 /**
- * dp_vm_file: a VM with one disk "d0" on a raw node "n0" on a file "disk.img"
+ * dp_vm_file: a VM with one disk "d0" on a raw node "n0" on a file "disk.img",
+ *             by io_uring if the host allows it
  */
+DpVm *dp_vm_file_aio(const DpMode *mode, uint64_t size, const char *aio,
+                     const char *props);
 DpVm *dp_vm_file(const DpMode *mode, uint64_t size, const char *props);
 
 /**
