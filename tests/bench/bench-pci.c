@@ -192,7 +192,7 @@ const BenchPciKind bench_pci_blk = {
     .type = 2,
     .transitional_id = 0x1001,
     .window = 0xe0000000u,
-    .bar_step = 0x01000000u,
+    .bar_step = BENCH_PCI_BAR_STEP,
 };
 
 bool bench_pci_init(BenchPci *pci, const BenchPciKind *kind, BenchQtest *qt,

@@ -29,6 +29,9 @@ typedef struct BenchPciKind {
     uint32_t bar_step;          /* from one BAR to the next in the window */
 } BenchPciKind;
 
+/* Room enough for any BAR of a device that is alone in its window */
+#define BENCH_PCI_BAR_STEP 0x01000000u
+
 /* From here on there are only devices that are asked for with their slot. */
 #define BENCH_PCI_IDLE_SLOT 8
 

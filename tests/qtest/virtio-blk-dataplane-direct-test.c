@@ -141,16 +141,9 @@ static DpVm *vm_raw_size(const DpMode *mode)
 
 /* Files */
 
-static DpVm *vm_file_opts(const DpMode *mode, const char *opts)
+static DpVm *vm_file_opts(const DpMode *mode, const char *aio)
 {
-    g_autofree char *path = dp_image("disk.img", DP_IMAGE_SIZE);
-    DpVm *vm = dp_vm_start("-blockdev file,node-name=f0,filename=%s,aio=%s "
-                           "-blockdev raw,node-name=n0,file=f0 "
-                           "-device virtio-blk-pci,id=d0,drive=n0,addr=%d%s,"
-                           "x-direct=on", path, opts, DP_SLOT, mode->props);
-
-    vm->mode = mode;
-    return vm;
+    return dp_vm_file_aio(mode, DP_IMAGE_SIZE, aio, ",x-direct=on");
 }
 
 static DpVm *vm_threads(const DpMode *mode)
