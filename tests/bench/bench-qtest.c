@@ -152,26 +152,37 @@ static bool spawn(BenchQtest *qt, char **argv, const BenchMemory *mem,
     return true;
 }
 
-BenchQtest *bench_qtest_start(char **argv, const BenchMemory *mem,
-                              GError **errp)
+static bool start(BenchQtest *qt, char **argv, const BenchMemory *mem,
+                  GError **errp)
 {
-    BenchQtest *qt = g_new0(BenchQtest, 1);
     JsonNode *ret;
 
     /* Whether a write reaches QEMU shows in the answer. */
     signal(SIGPIPE, SIG_IGN);
 
-    if (spawn(qt, argv, mem, errp)) {
-        ret = bench_qmp(qt, "{ 'execute': 'qmp_capabilities' }", errp);
-        if (ret) {
-            json_node_unref(ret);
-            return qt;
-        }
+    if (!spawn(qt, argv, mem, errp)) {
+        return false;
+    }
+    ret = bench_qmp(qt, "{ 'execute': 'qmp_capabilities' }", errp);
+    if (!ret) {
         g_prefix_error(errp, "%s does not start; what it said is above: ",
                        argv[0]);
+        return false;
     }
-    bench_qtest_end(qt);
-    return NULL;
+    json_node_unref(ret);
+    return true;
+}
+
+BenchQtest *bench_qtest_start(char **argv, const BenchMemory *mem,
+                              GError **errp)
+{
+    BenchQtest *qt = g_new0(BenchQtest, 1);
+
+    if (!start(qt, argv, mem, errp)) {
+        bench_qtest_end(qt);
+        return NULL;
+    }
+    return qt;
 }
 
 /* Ending */
@@ -206,6 +217,30 @@ static void reap(BenchQtest *qt)
     waitpid(qt->pid, NULL, 0);
 }
 
+static void close_streams(BenchQtest *qt)
+{
+    if (qt->qtest_in) {
+        fclose(qt->qtest_in);
+        fclose(qt->qtest_out);
+        fclose(qt->qmp_in);
+        fclose(qt->qmp_out);
+    }
+}
+
+bool bench_qtest_replace(BenchQtest *qt, char **argv, const BenchMemory *mem,
+                         GError **errp)
+{
+    if (!bench_qtest_alive(qt, errp)) {
+        return false;
+    }
+    kill(qt->pid, SIGKILL);
+    waitpid(qt->pid, NULL, 0);
+    close_streams(qt);
+    g_free(qt->error);
+    *qt = (BenchQtest) { 0 };
+    return start(qt, argv, mem, errp);
+}
+
 void bench_qtest_end(BenchQtest *qt)
 {
     if (!qt) {
@@ -216,12 +251,7 @@ void bench_qtest_end(BenchQtest *qt)
         fflush(qt->qmp_out);
         reap(qt);
     }
-    if (qt->qtest_in) {
-        fclose(qt->qtest_in);
-        fclose(qt->qtest_out);
-        fclose(qt->qmp_in);
-        fclose(qt->qmp_out);
-    }
+    close_streams(qt);
     g_free(qt->error);
     g_free(qt);
 }

@@ -39,6 +39,16 @@ BenchQtest *bench_qtest_start(char **argv, const BenchMemory *mem,
                               GError **errp);
 
 /**
+ * bench_qtest_replace: kill QEMU, and start another the moment it is gone
+ * @argv, @mem: as for bench_qtest_start()
+ *
+ * Returns: false with @errp set if it has ended before, or the other does not
+ *          start; @qt is to be ended all the same
+ */
+bool bench_qtest_replace(BenchQtest *qt, char **argv, const BenchMemory *mem,
+                         GError **errp);
+
+/**
  * bench_qtest_end: ask QEMU to quit, and kill it if it does not
  * @qt: freed; may be NULL
  */

@@ -81,6 +81,15 @@ def old_disk(vm: Machine) -> None:
     vm.driver.cmd('verify')
 
 
+def lost_by_kill(vm: Machine) -> None:
+    """QEMU is killed, and one that was completed is not in the image."""
+    before = vm.copy('before')
+    vm.resume(1000)
+    vm.nodes[vm.top]['file']['filename'] = before
+    vm.crash()
+    vm.driver.cmd('verify')
+
+
 def wrong_byte(vm: Machine) -> None:
     """One byte of the disk is another."""
     vm.driver.cmd('quiesce')
@@ -205,6 +214,8 @@ FAULTS = (
     Fault('lost used buffer notifications', 'nobody was notified', lost_irqs),
     Fault('a disk that is older than it should be', 'its own old generation',
           old_disk),
+    Fault('a write that was lost when QEMU was killed',
+          'its own old generation', lost_by_kill),
     Fault('a changed byte', 'unknown data', wrong_byte),
     Fault('a misplaced block', 'of block', misplaced),
     Fault('a backup that is not the same', 'mismatch', bad_backup),

@@ -465,13 +465,17 @@ class Machine:
 
     def _command(self) -> List[str]:
         config = self.config
-        node = self.new_node('n0', config.form)
-        command = self.network.here.prefix if self.network else []
-        command = [*command, self.tools.driver, '--queues', str(config.queues),
-                   '--depth', str(config.depth), '--disk', str(DISK_MIB),
-                   '--memory', '128' if config.slow else '64',
-                   '--stall', str(self.stall), '--seed', str(self.seed),
-                   '--', self.tools.qemu, '-m', 'slots=4,maxmem=2G']
+        prefix = self.network.here.prefix if self.network else []
+        return [*prefix, self.tools.driver, '--queues', str(config.queues),
+                '--depth', str(config.depth), '--disk', str(DISK_MIB),
+                '--memory', '128' if config.slow else '64',
+                '--stall', str(self.stall), '--seed', str(self.seed),
+                '--', *self._qemu(self.new_node('n0', config.form))]
+
+    def _qemu(self, node: dict) -> List[str]:
+        """The QEMU whose disk stands on this node."""
+        config = self.config
+        command = [self.tools.qemu, '-m', 'slots=4,maxmem=2G']
         if not self.guest_time:
             command += ['-accel', 'tcg']
         # One is to spare.
@@ -603,6 +607,22 @@ class Machine:
         """Lets the driver go on, and sees that it does."""
         self.driver.cmd('resume')
         self.progress(requests)
+
+    def crash(self) -> None:
+        """
+        QEMU is killed at work, and at once another has its image; what was
+        completed must be there.
+        """
+        if self.config.slow and not self.config.direct or self.config.throttled:
+            raise ValueError(f'{self.config.name} has nodes beside {self.top}')
+        while self.monitors:
+            self.monitors.pop().close()
+        path = self.path('command')
+        with open(path, 'w', encoding='utf-8') as output:
+            output.write('\n'.join(self._qemu(self.nodes[self.top])))
+        self.driver.pid = int(self.driver.cmd('crash', path))
+        self.qmp = self.monitor('qmp')
+        self.driver.cmd('start')
 
     def copy(self, name: str) -> str:
         """Quiesces the driver and keeps what the disk holds, verified."""

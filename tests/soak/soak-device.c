@@ -108,6 +108,15 @@ SoakDevice *soak_device_beside(const SoakDevice *first, BenchMemory *mem)
     return dev;
 }
 
+bool soak_device_replace(SoakDevice *dev, char **argv, const BenchMemory *ram,
+                         GError **errp)
+{
+    bool ok = dev->beside || bench_qtest_replace(dev->qt, argv, ram, errp);
+
+    dev->parent.pid = dev->qt->pid;
+    return ok;
+}
+
 void soak_device_free(SoakDevice *dev)
 {
     if (dev) {

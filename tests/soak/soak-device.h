@@ -63,6 +63,17 @@ SoakDevice *soak_device_new(char **argv, unsigned queues,
 SoakDevice *soak_device_beside(const SoakDevice *first, BenchMemory *mem);
 
 /**
+ * soak_device_replace: QEMU is killed, and another takes over its disk
+ * @argv, @ram: as for soak_device_new()
+ *
+ * To be called for the first disk, and after that for the one beside it.
+ *
+ * Returns: false with @errp set if the other QEMU does not start
+ */
+bool soak_device_replace(SoakDevice *dev, char **argv, const BenchMemory *ram,
+                         GError **errp);
+
+/**
  * soak_device_free: end QEMU, if that was started for this disk
  * @dev: may be NULL
  */

@@ -191,6 +191,26 @@ static bool cmd_drop_irqs(Driver *d, char **args, GString *out, GError **errp)
     return true;
 }
 
+/* crash FILE */
+static bool cmd_crash(Driver *d, char **args, GString *out, GError **errp)
+{
+    g_autofree char *text = NULL;
+    g_auto(GStrv) argv = NULL;
+
+    if (!g_file_get_contents(args[0], &text, NULL, errp)) {
+        return false;
+    }
+    argv = g_strsplit(text, "\n", -1);
+    for (unsigned i = 0; i < DRIVER_UNITS; i++) {
+        if (!soak_device_replace(d->units[i].dev, argv, &d->mem, errp) ||
+            !soak_load_leave(d->units[i].load, false, errp)) {
+            return false;
+        }
+    }
+    g_string_append_printf(out, "%d", (int)d->units[0].dev->qt->pid);
+    return true;
+}
+
 /* out PORT VALUE BYTES: as the guest's firmware does */
 static bool cmd_out(Driver *d, char **args, GString *out, GError **errp)
 {
@@ -218,6 +238,7 @@ static const Command main_commands[] = {
     { "where", 0, cmd_where, "where each queue stands" },
     { "capacity", 0, cmd_capacity, "of the disk, in sectors" },
     { "broken", 0, cmd_broken, "does the disk need a reset?" },
+    { "crash", 1, cmd_crash, "FILE: kill QEMU, run the lines of FILE instead" },
     { "out", 3, cmd_out, "PORT VALUE BYTES: write to an I/O port" },
     { "clock", 1, cmd_clock, "on or off: the guest's time, for throttles" },
     { "drop-kicks", 1, cmd_drop_kicks, "N: a fault that must be noticed" },
