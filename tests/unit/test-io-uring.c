@@ -344,7 +344,7 @@ static void file_assert(unsigned first, unsigned n, uint8_t seed)
     }
 }
 
-static void open_image(void)
+static void open_image_flags(int flags)
 {
     QDict *options = qdict_new();
 
@@ -352,9 +352,14 @@ static void open_image(void)
     qdict_put_str(options, "file.driver", "file");
     qdict_put_str(options, "file.filename", f.path);
     qdict_put_str(options, "file.aio", "io_uring");
-    f.blk = blk_new_open(NULL, NULL, options, BDRV_O_RDWR, &error_abort);
+    f.blk = blk_new_open(NULL, NULL, options, flags, &error_abort);
     blk_set_enable_write_cache(f.blk, true);
     blk_direct_init(&f.lane, f.blk, direct_done);
+}
+
+static void open_image(void)
+{
+    open_image_flags(BDRV_O_RDWR);
 }
 
 static void setup(void)
@@ -775,6 +780,54 @@ static void test_tail(gconstpointer data)
 }
 
 /*
+ * The descriptor of the image is replaced when the permission to write is taken
+ * or given.
+ */
+
+static void set_writable(bool writable)
+{
+    uint64_t perm = BLK_PERM_CONSISTENT_READ | (writable ? BLK_PERM_WRITE : 0);
+
+    g_assert_cmpint(blk_set_perm(f.blk, perm, BLK_PERM_ALL, &error_abort), ==,
+                    0);
+}
+
+static void reopen_auto(bool writable)
+{
+    blk_unref(f.blk);
+    open_image_flags(BDRV_O_RDWR | BDRV_O_AUTO_RDONLY);
+    set_writable(writable);
+}
+
+/* A request that has its place already reads the image, and no other file. */
+static void test_replaced(gconstpointer data)
+{
+    Path path = GPOINTER_TO_INT(data) & 1;
+    bool writable = GPOINTER_TO_INT(data) & 2;
+    int other[4];
+
+    setup();
+    reopen_auto(!writable);
+    memset(f.buf, 0xee, 2 * BLOCK);
+    request_init(1, false);
+    defer_call_begin();
+    submit_prepared(path, 1, 1);
+    set_writable(writable);
+    for (unsigned i = 0; i < ARRAY_SIZE(other); i++) {
+        other[i] = memfd_create("another", MFD_CLOEXEC);
+        g_assert_cmpint(ftruncate(other[i], BLOCKS * BLOCK), ==, 0);
+    }
+    defer_call_end();
+    wait_done(1, 1);
+    g_assert_cmpuint(f.req[1].again, ==, 0);
+    assert_filled(f.buf + BLOCK, 1, 0);
+    for (unsigned i = 0; i < ARRAY_SIZE(other); i++) {
+        close(other[i]);
+    }
+    teardown();
+}
+
+/*
  * A process that may lock less memory gets a smaller ring.  A ring lives as
  * long as its AioContext, so this needs one of its own.
  */
@@ -946,6 +999,10 @@ int main(int argc, char **argv)
 
     add_cases(AIO);
     add_cases(DIRECT);
+    add("replaced/AIO/read-only", test_replaced, GINT_TO_POINTER(AIO));
+    add("replaced/AIO/writable", test_replaced, GINT_TO_POINTER(AIO | 2));
+    add("replaced/DIRECT/read-only", test_replaced, GINT_TO_POINTER(DIRECT));
+    add("replaced/DIRECT/writable", test_replaced, GINT_TO_POINTER(DIRECT | 2));
     g_test_add_func("/io-uring/DIRECT/full", test_full);
     g_test_add_func("/io-uring/DIRECT/open-batch", test_open_batch);
     g_test_add_func("/io-uring/DIRECT/two-lanes", test_two_lanes);
