@@ -86,7 +86,14 @@ struct BlkDirect {
 
     BlkDirectPause pause[2];    /* of reads, of writes */
 
+    /*
+     * Set by the owner: the memory of requests may be registered with whatever
+     * the driver submits them to, as for BDRV_REQ_REGISTERED_BUF
+     */
+    bool registered_buf;
+
     uint64_t direct;            /* requests that were taken */
+    uint64_t registered;        /* those of them with registered memory */
     const char *refusal;        /* why one was last refused, or NULL */
 };
 

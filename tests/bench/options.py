@@ -35,11 +35,14 @@ BACKEND_GROUPS = {
 SUBJECTS = {
     'ours': 'this project\'s QEMU, requests through the block layer',
     'direct': 'the same binary with x-direct=on: past its coroutines',
+    'fixed': 'direct, with x-fixed-buffers=on',
     'stock': 'the same binary with x-data-plane=off',
     'debian': '/usr/bin/qemu-system-x86_64, if it is installed',
     'fio': 'no QEMU: fio with io_uring on the same file, the bound',
     'alone': 'as ours, but without --idle-disks',
 }
+#: those that are measured when they are asked for
+NOT_BY_DEFAULT = ('fixed', 'alone')
 RW = ('read', 'write', 'mixed')
 PATTERNS = ('random', 'sequential')
 WAITS = ('poll', 'notify')
@@ -255,8 +258,9 @@ def add_what(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group('What is measured')
     add = group.add_argument
     add('--subjects', metavar='LIST', type=list_of(word_of(list(SUBJECTS))),
-        help='default: ' + ','.join(SUBJECTS) + ', the last only with '
-        '--idle-disks')
+        help='default: ' + ','.join(name for name in SUBJECTS
+                                    if name not in NOT_BY_DEFAULT)
+        + '; with --idle-disks alone, too')
     add('--qemu', metavar='[NAME=]PATH', action='append', type=named_path,
         help='one more subject: any qemu-system-x86_64; may be repeated')
     add('--vhost-user', metavar='[NAME=]SOCKET', action='append',
@@ -541,8 +545,9 @@ def fill_in(given: dict) -> Options:
     values = {name: value for name, value in given.items() if name in names}
     values.setdefault('backends', default_backends(given))
     subjects = [name for name in SUBJECTS
-                if not (name == 'fio' and 'verify' in given
-                        or name == 'alone' and 'idle_disks' not in given)]
+                if not (name == 'fio' and 'verify' in given)
+                and (name not in NOT_BY_DEFAULT
+                     or name == 'alone' and 'idle_disks' in given)]
     values.setdefault('subjects', subjects)
     if 'no_pin' in given:
         values['pin'] = []

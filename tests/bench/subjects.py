@@ -29,7 +29,7 @@ QEMU_IMG = os.path.join(BUILD, 'qemu', 'qemu-img')
 DEBIAN_QEMU = '/usr/bin/qemu-system-x86_64'
 
 #: those of the properties that JSON has to have as a boolean
-BOOLEANS = ('x-direct',)
+BOOLEANS = ('x-direct', 'x-fixed-buffers')
 SWITCH = {True: 'on', False: 'off'}
 
 #: how far a slice of a disk is aligned
@@ -133,6 +133,8 @@ def properties_of(name: str, known: str) -> Tuple[str, ...]:
         return ('x-data-plane=off',)
     if 'x-direct=' not in known:
         return ()
+    if name == 'fixed':
+        return ('x-direct=on', 'x-fixed-buffers=on')
     return ('x-direct=on' if name == 'direct' else 'x-direct=off',)
 
 
@@ -149,15 +151,17 @@ def qemu_subject(name: str, path: str, built: bool = False) -> Subject:
     has_plane = 'x-data-plane=' in known
     if built and not has_plane:
         raise SubjectError(f'{path} has no data plane: run scripts/build')
-    if built and name == 'direct' and 'x-direct=' not in known:
-        raise SubjectError(f'{path} has no x-direct: run scripts/build')
+    for wants, needed in (('direct', 'x-direct'), ('fixed', 'x-fixed-buffers')):
+        if built and name == wants and f'{needed}=' not in known:
+            raise SubjectError(f'{path} has no {needed}: run scripts/build')
     stock = built and name == 'stock'
     return Subject(name, 'qemu', path, qemu_version(path),
                    properties=properties_of(name, known) if built else (),
                    serving=not stock if has_plane else None,
                    mapping='iothread-vq-mapping=' in known,
                    in_order='in_order=' in known,
-                   direct=built and name == 'direct', qtest=has_qtest(path))
+                   direct=built and name in ('direct', 'fixed'),
+                   qtest=has_qtest(path))
 
 
 def built_in(name: str) -> Optional[Subject]:

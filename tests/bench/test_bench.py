@@ -116,6 +116,8 @@ class CommandLine(unittest.TestCase):
         self.assertEqual(options.parse([]).queue_size, 256)
         self.assertNotIn('fio', options.parse(['--verify']).subjects)
         self.assertNotIn('alone', options.parse([]).subjects)
+        self.assertNotIn('fixed', options.parse([]).subjects)
+        self.assertIn('fixed', options.parse(['--subjects', 'fixed']).subjects)
         idle = options.parse(['--idle-disks', '1'])
         self.assertIn('alone', idle.subjects)
         self.assertEqual(idle.reference, 'alone')
@@ -652,8 +654,9 @@ class Commands(unittest.TestCase):
         """What is on or off is said, whatever a binary's default is."""
         known = 'x-data-plane=<> x-direct=<>'
         self.assertEqual([subjects.properties_of(name, known)
-                          for name in ('ours', 'direct', 'stock')],
+                          for name in ('ours', 'direct', 'fixed', 'stock')],
                          [('x-direct=off',), ('x-direct=on',),
+                          ('x-direct=on', 'x-fixed-buffers=on'),
                           ('x-data-plane=off',)])
         self.assertEqual(subjects.properties_of('ours', 'x-data-plane=<>'), ())
 

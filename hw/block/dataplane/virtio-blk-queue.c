@@ -108,6 +108,7 @@ VirtioBlkDataPlaneQueueInfo *data_plane_queue_info(DataPlaneQueue *q,
     info->notifications_suppressed = qatomic_read_u64(&stats->suppressed);
     info->merged = qatomic_read_u64(&stats->merged);
     info->direct = qatomic_read_u64(&q->direct.direct);
+    info->fixed_buffers = qatomic_read_u64(&q->direct.registered);
     info->not_direct = g_strdup(qatomic_read(&q->direct.refusal));
     /* Read it first: a request that ends meanwhile counts as in flight. */
     info->in_flight = qatomic_read_u64(&stats->released);
@@ -730,6 +731,7 @@ void data_plane_queue_init(DataPlaneQueue *q, VirtIOBlock *s, unsigned index,
     q->index = index;
     q->quiesced = true;
     blk_direct_init(&q->direct, s->blk, virtio_blk_direct_complete);
+    q->direct.registered_buf = s->conf.x_fixed_buffers;
     data_plane_bounce_init(&q->bounce, &bounce_ops, VIRTIO_DEVICE(s), index);
 }
 
