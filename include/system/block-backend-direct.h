@@ -72,19 +72,18 @@ struct BlkDirect {
      * any the graph is locked for reading.
      */
     unsigned held;
-    unsigned num_nodes;         /* 0 while no share is held */
+    BlkDirectPause pause[2];    /* of reads, of writes */
     BlockDriverState *nodes[BLK_DIRECT_NODES];  /* root first, leaf last */
     QSIMPLEQ_HEAD(, BdrvDirectReq) done;
 
     /* What the nodes allow in the open batch */
     int64_t length;
-    int64_t max_bytes;
-    uint64_t misaligned;        /* mask */
+    uint32_t max_bytes;
+    uint32_t misaligned;        /* mask */
     uint16_t max_iov;           /* up to IOV_MAX */
     bool is_write;
     bool fua;
-
-    BlkDirectPause pause[2];    /* of reads, of writes */
+    uint8_t num_nodes;          /* 0 while no share is held */
 
     /*
      * Set by the owner: the memory of requests may be registered with whatever

@@ -48,7 +48,7 @@
 struct DataPlaneBounced {
     VirtIOBlockReq *req;
     VringVectors *vecs;
-    void (*release)(VirtIOBlockReq *req);   /* the request's own */
+    const VirtIOBlockReqOps *ops;   /* the request's own */
     unsigned char status;
     QSIMPLEQ_ENTRY(DataPlaneBounced) next;
 };
@@ -315,17 +315,21 @@ static void bounce_bh(void *opaque)
 
 /* The queue's part */
 
-/* VirtIOBlockReq.release of requests that are kept */
 static void keep_request(VirtIOBlockReq *req)
 {
 }
+
+/* Of requests that are kept: they have completed, so they are not merged */
+static const VirtIOBlockReqOps keep_ops = {
+    .release = keep_request,
+};
 
 /* Returns the request, which can be completed, parked or given up now */
 static VirtIOBlockReq *bounced_free(DataPlaneBounced *bounced)
 {
     VirtIOBlockReq *req = bounced->req;
 
-    req->release = bounced->release;
+    req->ops = bounced->ops;
     g_free(bounced);
     return req;
 }
@@ -369,9 +373,9 @@ void data_plane_bounce_unmap(DataPlaneBounce *b, VirtIOBlockReq *req,
     IO_CODE();
     bounced->req = req;
     bounced->vecs = vecs;
-    bounced->release = req->release;
+    bounced->ops = req->ops;
     bounced->status = status;
-    req->release = keep_request;
+    req->ops = &keep_ops;
     WITH_QEMU_LOCK_GUARD(&b->lock) {
         QSIMPLEQ_INSERT_TAIL(&b->completed, bounced, next);
     }

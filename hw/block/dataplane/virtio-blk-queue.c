@@ -118,6 +118,15 @@ VirtioBlkDataPlaneQueueInfo *data_plane_queue_info(DataPlaneQueue *q,
 
 /* The pool */
 
+/*
+ * A disk may have thousands of slots: see "What a queue costs" in
+ * docs/devel/virtio-blk-dataplane.rst before they grow.
+ */
+#if HOST_LONG_BITS == 64
+QEMU_BUILD_BUG_ON(sizeof(DataPlaneReq) > 752);
+QEMU_BUILD_BUG_ON(sizeof(DataPlaneQueue) > 816);
+#endif
+
 /* Do not initialise the slots: untouched memory takes no RAM unless locked. */
 static DataPlanePool *pool_new(DataPlaneQueue *q, unsigned size)
 {
@@ -185,7 +194,8 @@ static void pool_put(DataPlaneReq *slot)
     }
 }
 
-/* VirtIOBlockReq.release of requests from the pool */
+/* VirtIOBlockReqOps of requests from the pool */
+
 static void release_request(VirtIOBlockReq *req)
 {
     DataPlaneReq *slot = container_of(req, DataPlaneReq, req);
@@ -195,10 +205,23 @@ static void release_request(VirtIOBlockReq *req)
     pool_put(slot);
 }
 
+/* Merged vectors lie behind those of the first request. */
+static struct iovec *request_spare_iov(VirtIOBlockReq *req, unsigned *num)
+{
+    DataPlaneReq *slot = container_of(req, DataPlaneReq, req);
+
+    return vring_vectors_spare(&slot->vecs, &req->elem, num);
+}
+
+static const VirtIOBlockReqOps pool_ops = {
+    .release = release_request,
+    .spare_iov = request_spare_iov,
+};
+
 /* Returns NULL for a request that was migrated or popped by QEMU's own path */
 static VringVectors *request_vectors(VirtIOBlockReq *req)
 {
-    if (req->release != release_request) {
+    if (req->ops != &pool_ops) {
         return NULL;
     }
     return &container_of(req, DataPlaneReq, req)->vecs;
@@ -367,10 +390,10 @@ static inline void queue_use_request(DataPlaneQueue *q, VirtIOBlockReq *req,
     }
     vring_push(&q->vring, &req->elem, vecs, used_length(req, type, status));
 
-    /* virtio-blk.c accounts for failed requests. */
+    /* virtio-blk.c accounts for failed requests.  Others fit the 32 bits. */
+    QEMU_BUILD_BUG_ON(BDRV_REQUEST_MAX_BYTES > UINT32_MAX);
     if (status == VIRTIO_BLK_S_OK && req->acct.type != BLOCK_ACCT_NONE) {
-        q->acct[q->acct_num++] = req->acct;
-        req->acct.type = BLOCK_ACCT_NONE;
+        q->acct[q->acct_num++] = block_acct_take(&req->acct);
     }
     if (vring_unpublished(&q->vring) >= DATA_PLANE_PUBLISH ||
         q->acct_num == DATA_PLANE_PUBLISH) {
@@ -486,15 +509,13 @@ static unsigned queue_pop_batch(DataPlaneQueue *q, VirtIOBlockReq **reqs,
             break;
         }
         virtio_blk_init_request(q->s, q->vq, &slot->req);
-        slot->req.release = release_request;
+        slot->req.ops = &pool_ops;
         if (unlikely(!vring_is_mapped(&slot->vecs))) {
             stat_add(&q->stats.popped, 1);
             data_plane_bounce_map(&q->bounce, &slot->req, &slot->vecs);
             break;
         }
         prefetch_request(&slot->req.elem);
-        slot->req.spare_iov = vring_vectors_spare(&slot->vecs, &slot->req.elem,
-                                                  &slot->req.spare_niov);
         reqs[n] = &slot->req;
     }
     stat_add(&q->stats.popped, n);

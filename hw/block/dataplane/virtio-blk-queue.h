@@ -117,8 +117,8 @@ struct DataPlaneQueue {
     unsigned unnotified;        /* published since the driver was notified */
 
     /* Completed requests that are not yet accounted for: one lock for all */
-    BlockAcctCookie acct[DATA_PLANE_PUBLISH];
     unsigned acct_num;
+    BlockAcctDone acct[DATA_PLANE_PUBLISH];
 
     DataPlanePool *pool;        /* NULL before the first ring */
 

@@ -18,9 +18,10 @@
 void *vring_area_at_slow(const VringArea *area, uint32_t offset,
                          const VringRamRegion **region)
 {
-    hwaddr addr = area->addr + offset;
+    hwaddr start = area->pages[0].base;
+    hwaddr addr = start + offset;
     const VringRamRegion *page = &area->pages[addr / VRING_PAGE_SIZE -
-                                              area->addr / VRING_PAGE_SIZE];
+                                              start / VRING_PAGE_SIZE];
 
     if (region) {
         *region = page;
@@ -32,11 +33,14 @@ void vring_area_set_dirty_slow(const VringArea *area, uint32_t offset,
                                uint32_t len)
 {
     while (len) {
-        const VringRamRegion *region = area->region;
-        uint8_t *host = area->host + offset;
+        const VringRamRegion *region;
         uint32_t part = len;
+        uint8_t *host;
 
-        if (unlikely(!area->host)) {
+        if (likely(area->host)) {
+            region = area->region;
+            host = area->host + offset;
+        } else {
             host = vring_area_at_slow(area, offset, &region);
             part = MIN(len, region->size - (host - region->host));
         }
@@ -60,20 +64,22 @@ void vring_area_set_slots_dirty(const VringArea *area, uint32_t base,
 
 void vring_area_unmap(VringArea *area, VringMemory *mem)
 {
-    for (unsigned i = 0; i < area->npages; i++) {
-        vring_memory_unmap_region(mem, &area->pages[i]);
+    if (!area->host) {
+        for (unsigned i = 0; i < area->npages; i++) {
+            vring_memory_unmap_region(mem, &area->pages[i]);
+        }
+        g_free(area->pages);
     }
-    g_free(area->pages);
+    area->host = NULL;
     area->pages = NULL;
     area->npages = 0;
-    area->host = NULL;
-    area->region = NULL;
 }
 
 /* On failure some pages stay mapped: vring_area_unmap() unmaps them. */
-static bool area_map_pages(VringArea *area, VringMemory *mem, bool is_write)
+static bool area_map_pages(VringArea *area, hwaddr addr, VringMemory *mem,
+                           bool is_write)
 {
-    hwaddr addr = area->addr, end = addr + area->size;
+    hwaddr end = addr + area->size;
 
     area->pages = g_new(VringRamRegion, area->size / VRING_PAGE_SIZE + 2);
     while (addr < end) {
@@ -90,16 +96,16 @@ static bool area_map_pages(VringArea *area, VringMemory *mem, bool is_write)
     return true;
 }
 
-bool vring_area_map(VringArea *area, VringMemory *mem,
+bool vring_area_map(VringArea *area, hwaddr addr, VringMemory *mem,
                     const VringRamTable *table, unsigned *hint, bool is_write)
 {
-    if (area->size - 1 > UINT64_MAX - area->addr) {
+    if (area->size - 1 > UINT64_MAX - addr) {
         return false;
     }
-    area->host = vring_ram_table_translate(table, area->addr, area->size, hint);
+    area->host = vring_ram_table_translate(table, addr, area->size, hint);
     if (area->host) {
-        area->region = vring_ram_table_find(table, area->addr, hint);
+        area->region = vring_ram_table_find(table, addr, hint);
         return true;
     }
-    return area_map_pages(area, mem, is_write);
+    return area_map_pages(area, addr, mem, is_write);
 }

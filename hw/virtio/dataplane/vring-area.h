@@ -15,7 +15,8 @@
 
 /**
  * vring_area_map: find an area in guest memory
- * @area: addr and size are set, the rest is zero
+ * @area: size is set, the rest is zero
+ * @addr: guest address
  * @table: the current table of @mem; outlives the mapping
  * @hint: see vring_ram_table_find()
  * @is_write: true if the device is going to write there
@@ -24,7 +25,7 @@
  *
  * Pair: vring_area_unmap()
  */
-bool vring_area_map(VringArea *area, VringMemory *mem,
+bool vring_area_map(VringArea *area, hwaddr addr, VringMemory *mem,
                     const VringRamTable *table, unsigned *hint, bool is_write);
 
 /**

@@ -39,13 +39,14 @@ void vring_vectors_init(VringVectors *vecs)
     vecs->mapping = VRING_MAPPED;
     vecs->capacity = VRING_INLINE_VECTORS;
     vecs->iov = vecs->inline_iov;
-    vecs->addr = vecs->inline_addr;
+    QEMU_BUILD_BUG_ON(offsetof(VringVectors, inline_addr) !=
+                      offsetof(VringVectors, inline_iov) +
+                      sizeof(vecs->inline_iov));
 }
 
 void vring_vectors_free(VringVectors *vecs)
 {
     g_free(vecs->iov);
-    g_free(vecs->addr);
     vring_vectors_init(vecs);
 }
 
@@ -66,19 +67,20 @@ void vring_set_bounced(const VirtQueueElement *elem, VringVectors *vecs,
 int vring_chain_grow(VringChain *chain)
 {
     VringVectors *vecs = chain->vecs;
+    const struct iovec *old_iov = chain->iov;
+    const hwaddr *old_addr = chain->addr;
     unsigned capacity = MIN(2 * chain->capacity, VIRTQUEUE_MAX_SIZE);
 
     if (chain->num == VIRTQUEUE_MAX_SIZE) {
         return -VRING_ERR_TOO_LONG;
     }
-    chain->iov = g_new(struct iovec, capacity);
-    chain->addr = g_new(hwaddr, capacity);
+    chain->iov = g_malloc_n(capacity, sizeof(*old_iov) + sizeof(*old_addr));
+    chain->addr = (hwaddr *)(chain->iov + capacity);
     chain->capacity = capacity;
-    memcpy(chain->iov, vecs->iov, chain->num * sizeof(*vecs->iov));
-    memcpy(chain->addr, vecs->addr, chain->num * sizeof(*vecs->addr));
+    memcpy(chain->iov, old_iov, chain->num * sizeof(*old_iov));
+    memcpy(chain->addr, old_addr, chain->num * sizeof(*old_addr));
     vring_vectors_release(vecs);
     vecs->iov = chain->iov;
-    vecs->addr = chain->addr;
     vecs->capacity = capacity;
     return 0;
 }
@@ -164,8 +166,8 @@ bool vring_ordinary_add_slow(Vring *vring, VringVectors *vecs, unsigned i,
     void *host = vring_ram_table_translate(vring->ram_ref->table, addr, len,
                                            &vring->region_hint);
 
-    vecs->iov[i] = (struct iovec) { host, len };
-    vecs->addr[i] = addr;
+    vecs->inline_iov[i] = (struct iovec) { host, len };
+    vecs->inline_addr[i] = addr;
     return host;
 }
 

@@ -152,7 +152,7 @@ static inline void vring_chain_begin(VringChain *chain, VringVectors *vecs)
 {
     chain->vecs = vecs;
     chain->iov = vecs->iov;
-    chain->addr = vecs->addr;
+    chain->addr = vring_vectors_addr(vecs);
     chain->capacity = vecs->capacity;
     chain->num = 0;
     chain->out_num = 0;
@@ -374,9 +374,9 @@ static inline bool vring_ordinary_add(Vring *vring,
                  desc->len > region->size - offset)) {
         return vring_ordinary_add_slow(vring, vecs, i, desc->addr, desc->len);
     }
-    vecs->iov[i].iov_base = region->host + offset;
-    vecs->iov[i].iov_len = desc->len;
-    vecs->addr[i] = desc->addr;
+    vecs->inline_iov[i].iov_base = region->host + offset;
+    vecs->inline_iov[i].iov_len = desc->len;
+    vecs->inline_addr[i] = desc->addr;
     return true;
 }
 
@@ -392,8 +392,8 @@ static inline void vring_ordinary_finish(Vring *vring, VirtQueueElement *elem,
                                          VringVectors *vecs, bool is_read,
                                          unsigned id)
 {
-    struct iovec *iov = vecs->iov;
-    hwaddr *addr = vecs->addr;
+    struct iovec *iov = vecs->inline_iov;
+    hwaddr *addr = vecs->inline_addr;
 
     QEMU_BUILD_BUG_ON(VRING_ORDINARY_DESCS > VRING_INLINE_VECTORS);
     elem->index = id;

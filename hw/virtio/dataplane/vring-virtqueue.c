@@ -21,16 +21,16 @@
 
 static void ring_watch_areas(const Vring *vring)
 {
-    vring_memory_watch(vring->mem, vring->desc.addr, vring->desc.size);
-    vring_memory_watch(vring->mem, vring->avail.addr, vring->avail.size);
-    vring_memory_watch(vring->mem, vring->used.addr, vring->used.size);
+    vring_memory_watch(vring->mem, vring->config.desc, vring->desc.size);
+    vring_memory_watch(vring->mem, vring->config.avail, vring->avail.size);
+    vring_memory_watch(vring->mem, vring->config.used, vring->used.size);
 }
 
 static void ring_unwatch_areas(const Vring *vring)
 {
-    vring_memory_unwatch(vring->mem, vring->desc.addr, vring->desc.size);
-    vring_memory_unwatch(vring->mem, vring->avail.addr, vring->avail.size);
-    vring_memory_unwatch(vring->mem, vring->used.addr, vring->used.size);
+    vring_memory_unwatch(vring->mem, vring->config.desc, vring->desc.size);
+    vring_memory_unwatch(vring->mem, vring->config.avail, vring->avail.size);
+    vring_memory_unwatch(vring->mem, vring->config.used, vring->used.size);
 }
 
 /*

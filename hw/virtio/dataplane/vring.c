@@ -67,9 +67,10 @@ static void ring_unmap_areas(Vring *vring)
     vring_area_unmap(&vring->used, vring->mem);
 }
 
-static bool ring_map_area(Vring *vring, VringArea *area, bool is_write)
+static bool ring_map_area(Vring *vring, VringArea *area, hwaddr addr,
+                          bool is_write)
 {
-    return vring_area_map(area, vring->mem, vring->ram_ref->table,
+    return vring_area_map(area, addr, vring->mem, vring->ram_ref->table,
                           &vring->region_hint, is_write);
 }
 
@@ -79,12 +80,13 @@ static bool ring_map_area(Vring *vring, VringArea *area, bool is_write)
  */
 static bool ring_remap_areas(Vring *vring)
 {
+    const VringConfig *config = &vring->config;
     bool found;
 
     ring_unmap_areas(vring);
-    found = ring_map_area(vring, &vring->desc, vring->config.packed) &&
-            ring_map_area(vring, &vring->avail, false) &&
-            ring_map_area(vring, &vring->used, true);
+    found = ring_map_area(vring, &vring->desc, config->desc, config->packed) &&
+            ring_map_area(vring, &vring->avail, config->avail, false) &&
+            ring_map_area(vring, &vring->used, config->used, true);
     if (!found) {
         ring_unmap_areas(vring);
     }
@@ -107,10 +109,7 @@ bool vring_open(Vring *vring, const VringConfig *config, VringMemory *mem,
 {
     *vring = (Vring) {
         .config = *config,
-        .desc.addr = config->desc,
         .desc.size = sizeof(VringDesc) * config->num,
-        .avail.addr = config->avail,
-        .used.addr = config->used,
         .mem = mem,
     };
     if (!ring_init_format(vring, errp)) {

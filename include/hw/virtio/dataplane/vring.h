@@ -114,13 +114,15 @@ typedef enum VringMapping {
 /*
  * The arrays of an element's vectors.  @ram_ref keeps the memory alive that the
  * vectors point to; if it is NULL, @mapping tells what they point to.
+ *
+ * Behind @capacity vectors there are as many guest addresses, allocated or not:
+ * see vring_vectors_addr().
  */
 typedef struct VringVectors {
     VringRamRef *ram_ref;
     VringMapping mapping;       /* VRING_MAPPED while not in use */
     unsigned capacity;
     struct iovec *iov;
-    hwaddr *addr;
     struct iovec inline_iov[VRING_INLINE_VECTORS];
     hwaddr inline_addr[VRING_INLINE_VECTORS];
 } VringVectors;
@@ -131,12 +133,13 @@ typedef struct VringVectors {
  * an IOMMU each page may be elsewhere.
  */
 typedef struct VringArea {
-    uint8_t *host;              /* NULL: see @pages */
-    const VringRamRegion *region;   /* that @host is in */
-    hwaddr addr;                /* guest address */
+    uint8_t *host;              /* NULL: the area lies in pages */
+    union {
+        const VringRamRegion *region;   /* that @host is in */
+        VringRamRegion *pages;          /* each with a reference */
+    };
     uint32_t size;              /* bytes */
     uint32_t npages;
-    VringRamRegion *pages;      /* each with a reference */
 } VringArea;
 
 /* An element in flight, with VIRTIO_F_IN_ORDER */
@@ -290,6 +293,14 @@ static inline void vring_vectors_release(VringVectors *vecs)
     if (unlikely(vecs->iov != vecs->inline_iov)) {
         vring_vectors_free(vecs);
     }
+}
+
+/**
+ * vring_vectors_addr: the guest addresses of the vectors
+ */
+static inline hwaddr *vring_vectors_addr(const VringVectors *vecs)
+{
+    return (hwaddr *)(vecs->iov + vecs->capacity);
 }
 
 /**
