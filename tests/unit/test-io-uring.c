@@ -537,6 +537,59 @@ static void test_refused_beside(gconstpointer data)
     teardown();
 }
 
+/*
+ * What the kernel refuses for good fails, once, with its error; what is in the
+ * kernel then does not.  Later requests are tried again.
+ */
+
+typedef struct {
+    Path path;
+    bool is_write;
+    unsigned n;
+    int error;
+    bool beside;                /* one is in the kernel */
+} Failure;
+
+static void wait_failed(unsigned first, unsigned n, int error)
+{
+    while (!all_done(first, n)) {
+        aio_poll(qemu_get_aio_context(), true);
+    }
+    for (unsigned i = first; i < first + n; i++) {
+        g_assert_cmpuint(f.req[i].done, ==, 1);
+        g_assert_cmpint(f.req[i].ret, ==, error);
+    }
+}
+
+static void test_failure(gconstpointer data)
+{
+    const Failure *c = data;
+    int fds[2];
+
+    setup();
+    if (c->beside) {
+        g_assert_cmpint(pipe(fds), ==, 0);
+        kernel.held = fds[0];
+        submit(c->path, 0, 1, false);
+    }
+    kernel.refusal = c->error;
+    kernel.refusals = UINT_MAX;
+    submit(c->path, 1, c->n, c->is_write);
+    wait_failed(1, c->n, c->error);
+    kernel.refusals = 0;
+    if (c->beside) {
+        g_assert_cmpuint(f.req[0].done, ==, 0);
+        g_assert_cmpint(write(fds[1], "", 1), ==, 1);
+        kernel_wait(kernel.ring, 1);
+        kernel_cqe(kernel.ring, 0)->res = BLOCK;
+        wait_done(0, 1);
+        close(fds[0]);
+        close(fds[1]);
+    }
+    transfer(c->path, c->n, c->is_write);
+    teardown();
+}
+
 /* Requests of two lanes alternate in the completion queue. */
 static void test_two_lanes(void)
 {
@@ -949,6 +1002,39 @@ static void add_results(Case c)
     }
 }
 
+static void add_failure(Failure c)
+{
+    g_autofree char *path = g_strdup_printf(
+        "/io-uring/failure/%s/%s/%u/%s%s", path_names[c.path],
+        direction_names[c.is_write], c.n, strerror(-c.error),
+        c.beside ? "/beside" : "");
+
+    g_test_add_data_func_full(path, g_memdup2(&c, sizeof(c)), test_failure,
+                              g_free);
+}
+
+/* Sizes around the ring's: behind it, requests wait for a place. */
+static void add_failures(Path path)
+{
+    static const unsigned sizes[] = {
+        1, 2, RING - 1, RING, RING + 1, BLOCKS - 1,
+    };
+    static const int errors[] = { -EPERM, -EBADF, -EINVAL };
+    Failure c = { .path = path };
+
+    for (unsigned i = 0; i < 2; i++) {
+        c.is_write = i;
+        for (unsigned j = 0; j < ARRAY_SIZE(sizes); j++) {
+            c.n = sizes[j];
+            c.error = errors[j % ARRAY_SIZE(errors)];
+            c.beside = false;
+            add_failure(c);
+            c.beside = true;
+            add_failure(c);
+        }
+    }
+}
+
 static void add_cases(Path path)
 {
     for (unsigned i = 0; i < 2; i++) {
@@ -999,6 +1085,8 @@ int main(int argc, char **argv)
 
     add_cases(AIO);
     add_cases(DIRECT);
+    add_failures(AIO);
+    add_failures(DIRECT);
     add("replaced/AIO/read-only", test_replaced, GINT_TO_POINTER(AIO));
     add("replaced/AIO/writable", test_replaced, GINT_TO_POINTER(AIO | 2));
     add("replaced/DIRECT/read-only", test_replaced, GINT_TO_POINTER(DIRECT));
