@@ -580,25 +580,14 @@ static void test_polling_drains(DpDisk *disk)
     dp_load_finish(load);
 }
 
-/*
- * While the event loop polls it does not look at files that it does not poll
- * yet.  The ring of io_uring becomes one with the first request, and this event
- * loop polls for 10 seconds.
- */
-static DpVm *vm_threads(const DpMode *mode)
-{
-    return dp_vm_file_aio(mode, DP_IMAGE_SIZE, "threads", "");
-}
-
 /* A private IOThread cannot be told how to poll. */
 static void add_polling_tests(void)
 {
     static const DpTest tests[] = {
-        { "event-idx", test_polling, .vm = vm_threads },
-        { "plain", test_polling, .vm = vm_threads, .features = DP_F_PLAIN },
-        { "drains-event-idx", test_polling_drains, .vm = vm_threads },
-        { "drains-plain", test_polling_drains, .vm = vm_threads,
-          .features = DP_F_PLAIN },
+        { "event-idx", test_polling },
+        { "plain", test_polling, .features = DP_F_PLAIN },
+        { "drains-event-idx", test_polling_drains },
+        { "drains-plain", test_polling_drains, .features = DP_F_PLAIN },
     };
 
     for (unsigned i = 0; i < ARRAY_SIZE(tests); i++) {

@@ -1342,6 +1342,122 @@ static void test_locked_memory(void)
     g_assert_cmpuint(start_locks_kib(1024), >, 64 * 700);
 }
 
+/* --- queues that are idle -------------------------------------------- */
+
+/* How long an event loop polls, and how long a queue is idle then */
+#define POLL_NS 20000000
+#define IDLE_NS (8 * POLL_NS)
+
+/* See AIO_POLL_ALL_MAX in util/aio-posix.h; one is the event loop's own. */
+#define POLL_ALL_QUEUES 7
+
+static void set_polling(DpVm *vm, const char *iothread)
+{
+    const struct {
+        const char *name;
+        int64_t value;
+    } properties[] = {
+        { "poll-grow", 1000000 },
+        { "poll-max-ns", POLL_NS },
+    };
+
+    for (unsigned i = 0; i < ARRAY_SIZE(properties); i++) {
+        dp_qmp_ok(vm, NULL, "{'execute': 'qom-set', 'arguments': {"
+                  " 'path': %s, 'property': %s, 'value': %" PRId64 " }}",
+                  iothread, properties[i].name, properties[i].value);
+    }
+}
+
+static unsigned count_asking(DpDisk *disk, const Layout *layout)
+{
+    unsigned n = 0;
+
+    for (unsigned i = 0; i < layout->num; i++) {
+        n += dp_asks_for_kick(dp_disk_queue(disk, i));
+    }
+    return n;
+}
+
+/*
+ * Requests on @busy, for longer than the others have to be idle and until this
+ * number of them asks for kicks; @busy does not.
+ */
+static void run_busy(DpDisk *disk, const Layout *layout, DpDisk *busy,
+                     unsigned asking)
+{
+    gint64 end = g_get_monotonic_time() + IDLE_NS / 500;
+    gint64 deadline = dp_deadline();
+
+    do {
+        run_silently(busy);
+        dp_check_deadline(deadline, "the event loop to poll busy queues only");
+        /* Twice: no queue is polled any more if polling ends in between. */
+    } while (g_get_monotonic_time() < end || dp_asks_for_kick(busy) ||
+             count_asking(disk, layout) != asking || dp_asks_for_kick(busy));
+}
+
+/* An idle queue has a kick, which is not lost, and is polled from then on. */
+static void wake_up(DpDisk *disk, DpDisk *queue, DpDisk *busy)
+{
+    gint64 deadline = dp_deadline();
+    DpInfo before, after;
+
+    dp_queue_info(queue, &before);
+    run_silently(queue);
+    dp_queue_info(queue, &after);
+    g_assert_cmpint(after.flushes, ==, before.flushes + 1);
+    g_assert_cmpint(after.kicks, >, before.kicks);
+    while (dp_asks_for_kick(queue)) {
+        run_silently(queue);
+        run_silently(busy);
+        dp_check_deadline(deadline, "a queue to be polled again");
+    }
+}
+
+/*
+ * covers: SPLIT-41, SPLIT-43, U3: of many queues of an IOThread only those are
+ * polled that are busy, of few all; the others ask for kicks, also after they
+ * have been detached and attached
+ */
+static void test_idle(const void *opaque)
+{
+    const Layout *layout = opaque;
+    bool many = layout->num > POLL_ALL_QUEUES;
+    DpVm *vm = vm_new(layout);
+    DpDisk *disk = disk_probe(vm, layout, UINT64_MAX);
+
+    set_polling(vm, "/objects/io0");
+    /* These flags say at any time whether a queue asks for kicks. */
+    dp_disk_start(disk, DP_F_PLAIN);
+    for (unsigned round = 0; round < 3; round++) {
+        DpDisk *busy = dp_disk_queue(disk, round % layout->num);
+
+        for (unsigned i = 0; i < layout->num; i++) {
+            run_silently(dp_disk_queue(disk, i));
+        }
+        run_busy(disk, layout, busy, many ? layout->num - 1 : 0);
+        for (unsigned i = 0; many && i < layout->num; i += 3) {
+            DpDisk *queue = dp_disk_queue(disk, i);
+
+            if (queue != busy && dp_asks_for_kick(queue)) {
+                wake_up(disk, queue, busy);
+            }
+        }
+        run_busy(disk, layout, busy, many ? layout->num - 1 : 0);
+        dp_stop(vm);
+        dp_cont(vm);
+    }
+    assert_all_work(disk, layout);
+    dp_disk_free(disk);
+    dp_vm_quit(vm);
+}
+
+/* Layouts on io0 alone, with split rings, of which the plane serves all */
+static bool is_plain(const Layout *layout)
+{
+    return g_str_equal(layout->json, layouts[0].json);
+}
+
 /* --- */
 
 static const struct {
@@ -1350,6 +1466,7 @@ static const struct {
     unsigned min, max;      /* number of queues that it is for */
     bool several;           /* and of IOThreads */
     bool any_path;          /* for QEMU's own path, too */
+    bool plain;             /* for is_plain() only */
 } tests[] = {
     { "offer", test_offer, 1, 64 },
     { "load", test_load, 1, 64 },
@@ -1362,6 +1479,7 @@ static const struct {
     { "no-vector", test_no_vector, 2, 8 },
     { "broken", test_broken, 2, 64 },
     { "broken-elsewhere", test_broken_elsewhere, 2, 8, true },
+    { "idle", test_idle, 1, 64, .plain = true },
 };
 
 static void add_tests(const Layout *layout)
@@ -1373,6 +1491,7 @@ static void add_tests(const Layout *layout)
 
         if (layout->num >= tests[i].min && layout->num <= tests[i].max &&
             (!tests[i].several || layout->iothreads[1]) &&
+            (!tests[i].plain || is_plain(layout)) &&
             (!layout->off || tests[i].any_path)) {
             qtest_add_data_func(path, layout, tests[i].fn);
         }

@@ -657,9 +657,9 @@ static void host_notifier_read(EventNotifier *n)
         return;
     }
     /*
-     * The event loop does not poll when it reads notifiers.  If the queue was
-     * detached while the event loop polled, poll_end was not called: correct
-     * that here, where the kick of the next attach arrives.
+     * The event loop does not poll a queue when it reads its notifier.  If the
+     * queue was detached while the event loop polled, poll_end was not called:
+     * correct that here, where the kick of the next attach arrives.
      */
     q->polling = false;
     stat_add(&q->stats.kicks, 1);
