@@ -317,7 +317,7 @@ static void test_queues(DpDisk *disk)
 /*
  * Two reads of data and a third in RAM: the first is held below the disk, and
  * has all copies; the second waits for them, and the third behind it.  On
- * QEMU's own path, where no request waits for copies, the second is in RAM, too.
+ * QEMU's own path no request waits for copies: there the second is in RAM, too.
  */
 typedef struct Held {
     DpDisk *disk;
