@@ -82,7 +82,19 @@ static void complete_without_bus_master(DpDisk *disk, bool plane)
     g_assert_false(dp_status(disk) & VIRTIO_CONFIG_S_NEEDS_RESET);
 }
 
-/* covers: E7: the queue serves new requests; those in flight are lost */
+/* In order, the driver gets what was in flight together with the next one */
+static void assert_held_returned(DpDisk *disk, DpReq **req)
+{
+    for (unsigned i = 0; i < HELD; i++) {
+        dp_poll(disk, req[i]);
+        g_assert_cmpint(req[i]->status, ==, OK);
+    }
+}
+
+/*
+ * covers: E7: the queue serves new requests; those in flight are lost, unless
+ * the driver waits for them first
+ */
 static void test_bus_master(DpDisk *disk)
 {
     const DpMode *mode = disk->vm->mode;
@@ -94,13 +106,15 @@ static void test_bus_master(DpDisk *disk)
     send_held(disk, req, mode->plane);
     complete_without_bus_master(disk, mode->plane);
     dp_set_bus_master(disk, true);
-    /* In order, a driver waits for the lost ones: it has to reset */
-    for (unsigned i = 0; i < 3 && !mode->in_order; i++) {
+    for (unsigned i = 0; i < 3; i++) {
         DpReq *next = dp_req(disk, VIRTIO_BLK_T_IN, 8 * i, 4096);
 
         dp_submit(disk, next);
         dp_expose(disk);
         dp_kick_always(disk);
+        if (mode->in_order && i == 0) {
+            assert_held_returned(disk, req);
+        }
         dp_poll(disk, next);
         g_assert_cmpint(next->status, ==, OK);
         dp_req_free(disk, next);
@@ -463,6 +477,13 @@ int main(int argc, char **argv)
     static const DpTest any_path[] = {
         { "bus-master", test_bus_master },
     };
+    static const DpMode off_in_order[] = {
+        { "off-in-order", ",iothread=io0,x-data-plane=off,in_order=on",
+          .in_order = true },
+        { "off-packed-in-order",
+          ",iothread=io0,x-data-plane=off,packed=on,in_order=on",
+          .packed = true, .in_order = true },
+    };
     static const DpTest plane[] = {
         { "shrunk-queue", test_shrunk_queue },
         { "hidden-kick", test_hidden_kick, DP_SPLIT_RING, .idle = true },
@@ -474,6 +495,9 @@ int main(int argc, char **argv)
 
     g_test_init(&argc, &argv, NULL);
     dp_add_table("away", any_path, ARRAY_SIZE(any_path), false);
+    for (unsigned i = 0; i < ARRAY_SIZE(off_in_order); i++) {
+        dp_add_row("away", &any_path[0], &off_in_order[i]);
+    }
     dp_add_table("away", plane, ARRAY_SIZE(plane), true);
     if (g_getenv("QTEST_QEMU_IMG")) {
         add_sections();

@@ -379,6 +379,34 @@ static void test_ring_lost(OrderedQueue *o)
     g_assert_cmpuint(test_memory_tables(o->q.mem), ==, 1);
 }
 
+/*
+ * covers: E7: what completes while the device is disabled stays out of the ring
+ * until one completes afterwards; none is lost
+ */
+static void test_disabled(OrderedQueue *o)
+{
+    for (unsigned first = 0; first < 3; first++) {
+        for (unsigned i = 0; i < 3; i++) {
+            offer_and_pop(o, 1);
+        }
+        for (unsigned i = 0; i < 3; i++) {
+            Flight *f = flight(o, o->taken + i);
+
+            if (i != first) {
+                f->len = 7 + i;
+                f->done = true;
+                vring_push_disabled(&o->q.vring, &f->elem, &f->buf, f->len);
+                g_assert_cmpuint(vring_publish(&o->q.vring), ==, 0);
+                g_assert_false(driver_has_used(&o->q.drv));
+            }
+        }
+        g_assert_cmpuint(o->q.vring.inuse, ==, 3);
+        finish(o, o->taken + first);
+        publish_and_take(o);
+        g_assert_cmpuint(o->q.vring.inuse, ==, 0);
+    }
+}
+
 typedef struct OrderCase {
     const char *path;
     void (*func)(OrderedQueue *o);
@@ -394,6 +422,7 @@ static const OrderCase cases[] = {
     { "/vring/in-order/notify", test_notify, .least = 3 },
     { "/vring/in-order/broken", test_broken, .least = 3, .unfinished = true },
     { "/vring/in-order/gaps", test_gaps },
+    { "/vring/in-order/disabled", test_disabled, .least = 3 },
     { "/vring/in-order/pin", test_pin, .least = 3 },
     { "/vring/in-order/ring-lost", test_ring_lost,
       .least = 3, .unfinished = true },

@@ -385,7 +385,8 @@ static inline void queue_use_request(DataPlaneQueue *q, VirtIOBlockReq *req,
 
     stat_completed(q, type, status);
     if (unlikely(virtio_device_disabled(queue_vdev(q)))) {
-        vring_detach(&q->vring, &req->elem, vecs);
+        vring_push_disabled(&q->vring, &req->elem, vecs,
+                            used_length(req, type, status));
         return;
     }
     vring_push(&q->vring, &req->elem, vecs, used_length(req, type, status));

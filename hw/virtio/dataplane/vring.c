@@ -240,7 +240,7 @@ static void order_flush(Vring *vring)
     }
 }
 
-static void order_complete(Vring *vring, const VirtQueueElement *elem,
+static void order_set_done(Vring *vring, const VirtQueueElement *elem,
                            uint32_t len, bool detached)
 {
     VringOrderEntry *order = order_find(vring, elem->index);
@@ -249,6 +249,12 @@ static void order_complete(Vring *vring, const VirtQueueElement *elem,
     order->done = true;
     order->detached = detached;
     order->len = len;
+}
+
+static void order_complete(Vring *vring, const VirtQueueElement *elem,
+                           uint32_t len, bool detached)
+{
+    order_set_done(vring, elem, len, detached);
     order_flush(vring);
 }
 
@@ -320,6 +326,17 @@ void vring_detach(Vring *vring, const VirtQueueElement *elem,
         assert(vring->inuse >= elem->ndescs);
         vring->inuse -= elem->ndescs;
     }
+}
+
+void vring_push_disabled(Vring *vring, const VirtQueueElement *elem,
+                         VringVectors *vecs, uint32_t len)
+{
+    if (likely(!vring->order)) {
+        vring_detach(vring, elem, vecs);
+        return;
+    }
+    vring_element_unmap(vring, elem, vecs);
+    order_set_done(vring, elem, len, false);
 }
 
 void vring_unpop(Vring *vring, const VirtQueueElement *elem, VringVectors *vecs)

@@ -372,6 +372,21 @@ void vring_push(Vring *vring, const VirtQueueElement *elem, VringVectors *vecs,
                 uint32_t len);
 
 /**
+ * vring_push_disabled: return a popped element of a device that may not access
+ * its ring
+ *
+ * The driver never sees it again, unless the order is promised
+ * (VIRTIO_F_IN_ORDER): then it waits for this element before any later one, and
+ * gets it with the next one that is pushed after the device has been enabled.
+ *
+ * Pair: vring_pop()
+ *
+ * Context: the queue's AioContext
+ */
+void vring_push_disabled(Vring *vring, const VirtQueueElement *elem,
+                         VringVectors *vecs, uint32_t len);
+
+/**
  * vring_detach: give up a popped element, which the driver never sees again
  *
  * Pair: vring_pop()
