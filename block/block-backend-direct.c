@@ -272,12 +272,12 @@ bool blk_direct_begin(BlkDirect *lane, unsigned n, bool is_write)
 static bool lane_fits(const BlkDirect *lane, int64_t offset,
                       const QEMUIOVector *qiov)
 {
-    int64_t bytes = qiov->size;
+    uint64_t bytes = qiov->size, start = offset, length = lane->length;
 
-    return bytes && bytes <= lane->max_bytes && qiov->niov <= lane->max_iov &&
-           !((offset | bytes) & lane->misaligned) &&
-           offset >= 0 && offset <= lane->length &&
-           bytes <= lane->length - offset;
+    /* Unsigned: no bytes are too many, and a negative offset is beyond. */
+    return bytes - 1 < lane->max_bytes && qiov->niov <= lane->max_iov &&
+           !((start | bytes) & lane->misaligned) &&
+           start <= length && bytes <= length - start;
 }
 
 static inline void lane_done(BlkDirect *lane, BdrvDirectReq *req, bool ok)

@@ -51,7 +51,8 @@ VringMemory *ring_memory_new(void)
 {
     VringMemory *mem = g_new0(VringMemory, 1);
     VringRamTable *table = g_malloc0(sizeof(*table) +
-                                     RING_REGIONS * sizeof(VringRamRegion));
+                                     (RING_REGIONS + 1) *
+                                     sizeof(VringRamRegion));
 
     table->refcount = 1;
     table->nregions = RING_REGIONS;
@@ -109,7 +110,7 @@ void vring_ram_table_unref(VringRamTable *table)
     assert(old > 1);
 }
 
-bool vring_ram_region_is_logged(const VringRamRegion *region)
+bool vring_ram_region_ask_logged(const VringRamRegion *region)
 {
     const RingRegion *mark = (const RingRegion *)region->mr;
 

@@ -155,7 +155,7 @@ static void make_huge(Ways *w, Case *c)
 }
 
 /* Of a packed ring the two ways have tables of their own lengths. */
-static void change_head(Ways *w, TestDesc *head)
+static void change_head(Ways *w, TestDesc *head, bool packed)
 {
     static const uint64_t addrs[] = {
         0, DATA_BASE - 16, NEXT_BASE - 48, NEXT_BASE - 47, NEXT_BASE - 16,
@@ -163,7 +163,7 @@ static void change_head(Ways *w, TestDesc *head)
     };
     static const uint32_t lens[] = { 0, 15, 16, 32, 47, 49, 64, UINT32_MAX };
 
-    switch (below(w, 3)) {
+    switch (below(w, packed ? 2 : 3)) {
     case 0:
         head->flags = INDIRECT | (below(w, 2) ? NEXT : WRITE);
         break;
@@ -183,8 +183,8 @@ static void make_case(Ways *w, Case *c)
     make_ordinary(w, c);
     for (unsigned n = below(w, 3); n; n--) {
         c->changed = true;
-        if (!packed && below(w, 4) == 0) {
-            change_head(w, &c->head);
+        if (below(w, 4) == 0) {
+            change_head(w, &c->head, packed);
         } else if (below(w, 16) == 0) {
             make_huge(w, c);
         } else {
@@ -379,6 +379,68 @@ static void test_elsewhere(const TestMode *mode)
     test_queue_cleanup(&q);
 }
 
+/* Behind which the others lie in the table, while it is there */
+#define LOW_BASE (RING_BASE / 2)
+
+/* A read, of which the ring writes 4096 bytes here and 1 byte at @status */
+static void pop_read(TestQueue *q, VirtQueueElement *elem, hwaddr status)
+{
+    const TestDesc desc[] = {
+        { DATA_BASE, 16, NEXT, 1 },
+        { DATA_BASE + 4096, 4096, NEXT | WRITE, 2 },
+        { status, 1, WRITE },
+    };
+    const TestDesc head = { TABLE_BASE, sizeof(desc), INDIRECT };
+
+    driver_set_table(&q->drv, q->data + (TABLE_BASE - DATA_BASE), desc, 3);
+    driver_offer_chain(&q->drv, 0, &head, 1);
+    test_queue_pop(q, elem);
+}
+
+static void set_logging(TestQueue *q, bool logged)
+{
+    static const hwaddr bases[] = { RING_BASE, DATA_BASE, NEXT_BASE };
+
+    for (unsigned i = 0; i < ARRAY_SIZE(bases); i++) {
+        test_memory_set_logging(q->mem, bases[i], logged);
+    }
+}
+
+/*
+ * covers: M9: a log that begins when the element has been popped misses
+ * nothing, in one region or in two, in the current table or in an old one, in
+ * which the regions have other places
+ */
+static void test_logged(const TestMode *mode)
+{
+    const VringConfig config = test_config(mode, NUM);
+
+    for (unsigned i = 0; i < 16; i++) {
+        bool elsewhere = i & 1, change = i & 2, before = i & 4, after = i & 8;
+        VirtQueueElement elem;
+        TestQueue q;
+
+        test_queue_init(&q, &config);
+        test_memory_add(q.mem, LOW_BASE, TEST_PAGE, TEST_RAM);
+        test_memory_add(q.mem, NEXT_BASE, TEST_PAGE, TEST_RAM);
+        test_memory_commit(q.mem);
+        vring_refresh_memory(&q.vring);
+
+        set_logging(&q, before);
+        pop_read(&q, &elem, elsewhere ? NEXT_BASE : DATA_BASE + 64);
+        if (change) {
+            test_memory_del(q.mem, LOW_BASE);
+            test_memory_commit(q.mem);
+            vring_refresh_memory(&q.vring);
+        }
+        set_logging(&q, after);
+        vring_push(&q.vring, &elem, &q.buf, 4097);
+        g_assert_cmpuint(test_memory_all_dirty(q.mem), ==, after ? 4097 : 0);
+        g_assert_cmpuint(vring_publish(&q.vring), ==, 1);
+        test_queue_cleanup(&q);
+    }
+}
+
 int main(int argc, char **argv)
 {
     g_test_init(&argc, &argv, NULL);
@@ -386,5 +448,6 @@ int main(int argc, char **argv)
     g_test_add_func("/vring/ordinary/packed", test_packed);
     test_add_modes("/vring/ordinary/elsewhere", test_elsewhere,
                    TEST_ALL_MODES);
+    test_add_modes("/vring/ordinary/logged", test_logged, TEST_ALL_MODES);
     return g_test_run();
 }

@@ -203,7 +203,7 @@ static int test_region_compare(const void *a, const void *b)
 
 static VringRamTable *test_table_new(VringMemory *mem)
 {
-    VringRamTable *table = g_malloc0(sizeof(*table) + mem->regions->len *
+    VringRamTable *table = g_malloc0(sizeof(*table) + (mem->regions->len + 1) *
                                      sizeof(VringRamRegion));
 
     table->refcount = 1;
@@ -219,6 +219,7 @@ static VringRamTable *test_table_new(VringMemory *mem)
             .size = region->size,
             .host = region->host,
             .mr = (MemoryRegion *)region,
+            .may_log = qatomic_read(&region->logged),
         };
     }
     qsort(table->regions, table->nregions, sizeof(VringRamRegion),
@@ -283,6 +284,9 @@ void test_memory_commit(VringMemory *mem)
     old = mem->table;
     qatomic_set(&mem->table, table);
     if (old) {
+        for (unsigned i = 0; i < old->nregions; i++) {
+            qatomic_set(&old->regions[i].may_log, true);
+        }
         test_table_unref_locked(mem, old);
     }
     pthread_mutex_unlock(&mem->lock);
@@ -394,7 +398,7 @@ unsigned test_memory_regions(VringMemory *mem)
 
 /* What was written */
 
-bool vring_ram_region_is_logged(const VringRamRegion *region)
+bool vring_ram_region_ask_logged(const VringRamRegion *region)
 {
     return qatomic_read(&test_region_of(region)->logged);
 }
@@ -405,6 +409,14 @@ void test_memory_set_logging(VringMemory *mem, hwaddr base, bool logged)
 
     g_assert(region && region->base == base && region->dirty);
     qatomic_set(&region->logged, logged);
+
+    pthread_mutex_lock(&mem->lock);
+    for (unsigned i = 0; i < mem->table->nregions; i++) {
+        if (test_region_of(&mem->table->regions[i]) == region) {
+            qatomic_set(&mem->table->regions[i].may_log, logged);
+        }
+    }
+    pthread_mutex_unlock(&mem->lock);
 }
 
 /* Recorded in any case, so that a test sees that the ring did not ask first */
@@ -625,6 +637,7 @@ bool vring_memory_map_region(VringMemory *mem, hwaddr addr, hwaddr len,
         .size = len,
         .host = host,
         .mr = (MemoryRegion *)test_region_of_host(mem, host),
+        .may_log = true,
     };
     region->mr_offset = test_region_offset(test_region_of_host(mem, host),
                                            host);

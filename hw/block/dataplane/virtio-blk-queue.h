@@ -51,6 +51,9 @@ struct DataPlanePool {
     DataPlaneReq slots[];
 };
 
+/* Of all requests from pools, while the main loop does not unmap them */
+extern const VirtIOBlockReqOps data_plane_pool_ops;
+
 /*
  * Counters over the life of the device.  Writer: the queue's AioContext.
  * Readers: any thread, each counter on its own, in no particular order.
@@ -63,7 +66,6 @@ typedef struct DataPlaneStats {
     uint64_t write_zeroes;
     uint64_t other;
     uint64_t errors;            /* completed with another status than OK */
-    uint64_t completed;
     uint64_t popped;
     uint64_t released;          /* popped, and neither parked nor in flight */
     uint64_t batches;           /* times that requests were found */

@@ -70,10 +70,22 @@ static DataPlaneQueue *plane_queue_of(VirtIOBlockReq *req)
     return &req->dev->dataplane->queues[virtio_get_queue_index(req->vq)];
 }
 
+/* A request that was migrated, or popped by QEMU's own path */
+static __attribute__((noinline)) void
+plane_complete_other(VirtIOBlockReq *req, unsigned char status)
+{
+    data_plane_queue_complete(plane_queue_of(req), req, status);
+}
+
 /* VirtIOBlock.complete_request.  Context: the queue's AioContext */
 static void plane_complete_request(VirtIOBlockReq *req, unsigned char status)
 {
-    data_plane_queue_complete(plane_queue_of(req), req, status);
+    if (likely(req->ops == &data_plane_pool_ops)) {
+        data_plane_queue_complete(container_of(req, DataPlaneReq,
+                                               req)->pool->queue, req, status);
+    } else {
+        plane_complete_other(req, status);
+    }
 }
 
 /* VirtIOBlock.detach_request.  Context: the queue's AioContext */

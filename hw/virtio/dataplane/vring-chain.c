@@ -38,6 +38,7 @@ void vring_vectors_init(VringVectors *vecs)
     vecs->ram_ref = NULL;
     vecs->mapping = VRING_MAPPED;
     vecs->capacity = VRING_INLINE_VECTORS;
+    vecs->region = VRING_ANY_REGION;
     vecs->iov = vecs->inline_iov;
     QEMU_BUILD_BUG_ON(offsetof(VringVectors, inline_addr) !=
                       offsetof(VringVectors, inline_iov) +
@@ -163,9 +164,14 @@ void vring_chain_undo(Vring *vring, VringChain *chain)
 bool vring_ordinary_add_slow(Vring *vring, VringVectors *vecs, unsigned i,
                              hwaddr addr, uint32_t len)
 {
-    void *host = vring_ram_table_translate(vring->ram_ref->table, addr, len,
-                                           &vring->region_hint);
+    void *host;
 
+    if (!len) {
+        return false;
+    }
+    host = vring_ram_table_translate(vring->ram_ref->table, addr, len,
+                                     &vring->region_hint);
+    vecs->region = VRING_ANY_REGION;
     vecs->inline_iov[i] = (struct iovec) { host, len };
     vecs->inline_addr[i] = addr;
     return host;
@@ -191,6 +197,32 @@ bool vring_desc_table_read_slow(Vring *vring, const VringDescTable *table,
 }
 
 /* Giving an element's memory back */
+
+void vring_element_set_dirty(Vring *vring, const VirtQueueElement *elem,
+                             const VringRamTable *table)
+{
+    /* The Vring's hint is for its current table only. */
+    unsigned i = 0, hint = 0;
+
+    /* Most elements lie in one region. */
+    while (i < elem->in_num) {
+        const VringRamRegion *region =
+            vring_ram_table_find(table, elem->in_addr[i], &hint);
+        bool logged = vring_ram_region_is_logged(region);
+
+        do {
+            hwaddr offset = elem->in_addr[i] - region->base;
+
+            if (offset >= region->size) {
+                break;
+            }
+            if (unlikely(logged)) {
+                vring_ram_region_set_dirty(region, offset,
+                                           elem->in_sg[i].iov_len);
+            }
+        } while (++i < elem->in_num);
+    }
+}
 
 /* Writes no copy back: see vring_set_bounced() */
 static void element_unmap_bounced(Vring *vring, const VirtQueueElement *elem)

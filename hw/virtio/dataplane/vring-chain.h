@@ -38,6 +38,7 @@ typedef struct VringDesc {
             uint16_t id;
             uint16_t flags;
         } packed;
+        uint32_t tail;          /* both fields at once */
     };
 } VringDesc;
 
@@ -61,9 +62,7 @@ static inline VringDesc vring_desc_copy(const void *host)
 
     memcpy(&desc.addr, bytes + offsetof(VringDesc, addr), sizeof(desc.addr));
     memcpy(&desc.len, bytes + offsetof(VringDesc, len), sizeof(desc.len));
-    memcpy(&desc.flags, bytes + offsetof(VringDesc, flags),
-           sizeof(desc.flags));
-    memcpy(&desc.next, bytes + offsetof(VringDesc, next), sizeof(desc.next));
+    memcpy(&desc.tail, bytes + offsetof(VringDesc, tail), sizeof(desc.tail));
     /* Do not let the compiler read a field again. */
     barrier();
     return desc;
@@ -309,6 +308,7 @@ static inline void vring_chain_finish(Vring *vring, VringChain *chain,
         vecs->mapping = chain->mapping;
     } else {
         vecs->ram_ref = vring_ram_ref_get(vring);
+        vecs->region = VRING_ANY_REGION;
     }
     vring->inuse += ndescs;
 }
@@ -319,29 +319,6 @@ static inline void vring_chain_finish(Vring *vring, VringChain *chain,
  * device-writable.  All of it is in RAM, and each in one region.
  */
 #define VRING_ORDINARY_DESCS 3
-
-/**
- * vring_region_hint: the region that was found last
- *
- * To be called when one has been found in the current table.
- */
-static inline const VringRamRegion *vring_region_hint(const Vring *vring)
-{
-    return &vring->ram_ref->table->regions[vring->region_hint];
-}
-
-/**
- * vring_ordinary_table: host address of an ordinary chain's indirect table
- * @addr: of the table
- *
- * Returns: NULL if it is not in the table of RAM
- */
-static inline const uint8_t *vring_ordinary_table(Vring *vring, hwaddr addr)
-{
-    return vring_ram_table_translate(vring->ram_ref->table, addr,
-                                     VRING_ORDINARY_DESCS * sizeof(VringDesc),
-                                     &vring->region_hint);
-}
 
 /**
  * vring_ordinary_add_slow: vring_ordinary_add() for memory in another region
@@ -366,12 +343,9 @@ static inline bool vring_ordinary_add(Vring *vring,
 {
     hwaddr offset = desc->addr - region->base;
 
-    if (unlikely(!desc->len)) {
-        return false;
-    }
-    /* The second subtraction cannot wrap: addr is within the region. */
+    /* A length of 0 is too much here, too. */
     if (unlikely(offset >= region->size ||
-                 desc->len > region->size - offset)) {
+                 desc->len - 1ull >= region->size - offset)) {
         return vring_ordinary_add_slow(vring, vecs, i, desc->addr, desc->len);
     }
     vecs->inline_iov[i].iov_base = region->host + offset;
@@ -381,21 +355,84 @@ static inline bool vring_ordinary_add(Vring *vring,
 }
 
 /**
- * vring_ordinary_finish: turn an ordinary chain into an element in flight
- * @vecs: all VRING_ORDINARY_DESCS were added
- * @is_read: true if the vector in the middle is device-writable, too
- * @id: tells the driver which element it is
+ * vring_ordinary_flags: check the flags of descriptor @i of an ordinary chain
+ * @flags: what they are, without WRITE
+ * @packed: only WRITE is valid in a table of a packed ring, and all of it is
+ *          the chain (VIRTIO 1.3, 2.8.7)
  *
- * The same as vring_chain_finish().
+ * Returns: false if it is not ordinary
  */
-static inline void vring_ordinary_finish(Vring *vring, VirtQueueElement *elem,
-                                         VringVectors *vecs, bool is_read,
-                                         unsigned id)
+static inline bool vring_ordinary_flags(const VringDesc *desc, unsigned i,
+                                        uint16_t flags, bool packed)
 {
+    const VringDesc expected = { .flags = flags, .next = i + 1 };
+    const VringDesc write = { .flags = VRING_DESC_WRITE };
+
+    if (packed) {
+        return true;
+    }
+    if (!(flags & VRING_DESC_NEXT)) {
+        return (desc->flags & ~VRING_DESC_WRITE) == flags;
+    }
+    return (desc->tail & ~write.tail) == expected.tail;
+}
+
+static inline bool vring_ordinary_is_write(const VringDesc *desc, bool packed)
+{
+    return (packed ? desc->packed.flags : desc->flags) & VRING_DESC_WRITE;
+}
+
+/* The inner part of vring_ordinary_read(); @found: where the table is */
+static inline bool vring_ordinary_read_in(Vring *vring,
+                                          const VringRamRegion *found,
+                                          hwaddr table_addr, bool packed,
+                                          unsigned id, VirtQueueElement *elem,
+                                          VringVectors *vecs)
+{
+    /* A copy stays in registers, whatever is written meanwhile. */
+    const VringRamRegion region = {
+        .base = found->base,
+        .size = found->size,
+        .host = found->host,
+    };
+    hwaddr offset = table_addr - region.base;
+    const uint8_t *table = region.host + offset;
     struct iovec *iov = vecs->inline_iov;
     hwaddr *addr = vecs->inline_addr;
+    uint64_t bytes;
+    VringDesc desc;
+    bool is_read;
 
     QEMU_BUILD_BUG_ON(VRING_ORDINARY_DESCS > VRING_INLINE_VECTORS);
+    if (unlikely(region.size - offset <
+                 VRING_ORDINARY_DESCS * sizeof(VringDesc))) {
+        return false;
+    }
+    vecs->region = vring->region_hint;
+
+    desc = vring_desc_copy(table);
+    bytes = desc.len;
+    if (unlikely(!vring_ordinary_flags(&desc, 0, VRING_DESC_NEXT, packed) ||
+                 vring_ordinary_is_write(&desc, packed) ||
+                 !vring_ordinary_add(vring, &region, vecs, 0, &desc))) {
+        return false;
+    }
+    desc = vring_desc_copy(table + sizeof(desc));
+    bytes += desc.len;
+    is_read = vring_ordinary_is_write(&desc, packed);
+    if (unlikely(!vring_ordinary_flags(&desc, 1, VRING_DESC_NEXT, packed) ||
+                 !vring_ordinary_add(vring, &region, vecs, 1, &desc))) {
+        return false;
+    }
+    desc = vring_desc_copy(table + 2 * sizeof(desc));
+    bytes += desc.len;
+    if (unlikely(!vring_ordinary_flags(&desc, 2, 0, packed) ||
+                 !vring_ordinary_is_write(&desc, packed) ||
+                 bytes > UINT32_MAX ||
+                 !vring_ordinary_add(vring, &region, vecs, 2, &desc))) {
+        return false;
+    }
+
     elem->index = id;
     elem->len = 0;
     elem->ndescs = 1;
@@ -415,37 +452,38 @@ static inline void vring_ordinary_finish(Vring *vring, VirtQueueElement *elem,
     }
     vecs->ram_ref = vring_ram_ref_get(vring);
     vring->inuse++;
+    return true;
+}
+
+/**
+ * vring_ordinary_read: turn an ordinary chain into an element in flight
+ * @table_addr: guest address of its indirect table, in the host's byte order
+ * @packed: format of the ring; a constant
+ * @id: tells the driver which element it is
+ *
+ * Does the same as vring_chain_finish(), or else changes nothing.
+ *
+ * Returns: false if the chain is not ordinary
+ */
+static inline bool vring_ordinary_read(Vring *vring, hwaddr table_addr,
+                                       bool packed, unsigned id,
+                                       VirtQueueElement *elem,
+                                       VringVectors *vecs)
+{
+    const VringRamRegion *found = vring_ram_table_find(vring->ram_ref->table,
+                                                       table_addr,
+                                                       &vring->region_hint);
+
+    return likely(found) && vring_ordinary_read_in(vring, found, table_addr,
+                                                   packed, id, elem, vecs);
 }
 
 /**
  * vring_element_set_dirty: note that the device wrote to an element's memory
  * @table: the table that the element's vectors point into
  */
-static inline void vring_element_set_dirty(Vring *vring,
-                                           const VirtQueueElement *elem,
-                                           const VringRamTable *table)
-{
-    unsigned i = 0;
-
-    /* Most elements lie in one region, which is rarely logged. */
-    while (i < elem->in_num) {
-        const VringRamRegion *region =
-            vring_ram_table_find(table, elem->in_addr[i], &vring->region_hint);
-        bool logged = vring_ram_region_is_logged(region);
-
-        do {
-            hwaddr offset = elem->in_addr[i] - region->base;
-
-            if (offset >= region->size) {
-                break;
-            }
-            if (unlikely(logged)) {
-                vring_ram_region_set_dirty(region, offset,
-                                           elem->in_sg[i].iov_len);
-            }
-        } while (++i < elem->in_num);
-    }
-}
+void vring_element_set_dirty(Vring *vring, const VirtQueueElement *elem,
+                             const VringRamTable *table);
 
 /**
  * vring_element_unmap_slow: vring_element_unmap() without a VringRamRef
@@ -465,12 +503,18 @@ static inline void vring_element_unmap(Vring *vring,
                                        const VirtQueueElement *elem,
                                        VringVectors *vecs)
 {
+    const VringRamTable *table;
+
     if (unlikely(!vecs || !vecs->ram_ref)) {
         vring_element_unmap_slow(vring, elem, vecs);
         return;
     }
+    table = vecs->ram_ref->table;
     /* The request may have written before it failed or was given up. */
-    vring_element_set_dirty(vring, elem, vecs->ram_ref->table);
+    if (unlikely(vecs->region == VRING_ANY_REGION ||
+                 qatomic_read(&table->regions[vecs->region].may_log))) {
+        vring_element_set_dirty(vring, elem, table);
+    }
     vring_ram_ref_put(vring, vecs->ram_ref);
     vecs->ram_ref = NULL;
 }

@@ -19,7 +19,8 @@
 /*
  * vring.h describes the function vring_NAME() for each NAME here.  init checks
  * the configuration and sets up what depends on the format.  pop marks the
- * Vring broken if it fails, so that vring_pop() can end in it.
+ * Vring broken if it fails, so that vring_pop() can end in it.  push counts the
+ * element in Vring.unpublished, likewise.
  */
 bool vring_split_init(Vring *vring, Error **errp);
 int vring_split_pop(Vring *vring, VirtQueueElement *elem, VringVectors *vecs);

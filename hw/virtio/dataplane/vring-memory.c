@@ -112,9 +112,36 @@ bool vring_memory_is_current(VringMemory *mem, const VringRamTable *table)
     return qatomic_read(&mem->table) == table;
 }
 
-bool vring_ram_region_is_logged(const VringRamRegion *region)
+bool vring_ram_region_ask_logged(const VringRamRegion *region)
 {
     return memory_region_get_dirty_log_mask(region->mr);
+}
+
+/* Whether a region is logged may change while @global_dirty_tracking is set. */
+static bool ram_region_may_log(const VringRamRegion *region)
+{
+    return global_dirty_tracking || vring_ram_region_ask_logged(region);
+}
+
+/*
+ * A client that starts to log commits a memory transaction, and looks at memory
+ * after that: so all writes that it has not seen are marked.
+ */
+static void ram_table_update_may_log(VringRamTable *table)
+{
+    for (unsigned i = 0; i < table->nregions; i++) {
+        VringRamRegion *region = &table->regions[i];
+
+        qatomic_set(&region->may_log, ram_region_may_log(region));
+    }
+}
+
+/* Elements in flight may still use the table, which is not updated any more. */
+static void ram_table_retire(VringRamTable *table)
+{
+    for (unsigned i = 0; i < table->nregions; i++) {
+        qatomic_set(&table->regions[i].may_log, true);
+    }
 }
 
 void vring_ram_region_set_dirty(const VringRamRegion *region, uint64_t offset,
@@ -136,7 +163,7 @@ static void mem_publish_table(VringMemory *mem)
     unsigned n = mem->regions->len;
     VringRamTable *old = mem->table;
     VringRamTable *table = g_malloc0(sizeof(*table) +
-                                     n * sizeof(table->regions[0]));
+                                     (n + 1) * sizeof(table->regions[0]));
 
     g_array_sort(mem->regions, ram_region_compare);
     table->refcount = 1;
@@ -144,6 +171,10 @@ static void mem_publish_table(VringMemory *mem)
     for (unsigned i = 0; i < n; i++) {
         table->regions[i] = g_array_index(mem->regions, VringRamRegion, i);
         memory_region_ref(table->regions[i].mr);
+    }
+    ram_table_update_may_log(table);
+    if (old) {
+        ram_table_retire(old);
     }
     /* Pairs with qatomic_rcu_read() in vring_memory_get_table() */
     qatomic_rcu_set(&mem->table, table);
@@ -330,10 +361,14 @@ static void listener_commit(MemoryListener *listener)
 {
     VringMemory *mem = container_of(listener, VringMemory, listener);
 
-    /* The first table is published by vring_memory_new(). */
-    if (mem->dirty && mem->table) {
+    if (!mem->table) {
+        return; /* vring_memory_new() publishes the first table. */
+    }
+    if (mem->dirty) {
         mem_publish_table(mem);
         mem->changed(mem->opaque);
+    } else {
+        ram_table_update_may_log(mem->table);
     }
 }
 
@@ -469,6 +504,7 @@ bool vring_memory_map_region(VringMemory *mem, hwaddr addr, hwaddr len,
         .size = len,
         .host = host,
         .mr = memory_region_from_host(host, &offset),
+        .may_log = true,
     };
     region->mr_offset = offset;
     return true;

@@ -232,12 +232,7 @@ static inline bool packed_pop_ordinary(Vring *vring, uint16_t flags,
                                        VirtQueueElement *elem,
                                        VringVectors *vecs)
 {
-    const VringRamRegion *region;
-    const uint8_t *table;
-    uint64_t bytes;
     VringDesc desc;
-    uint16_t id;
-    bool is_read;
 
     if ((flags & (VRING_DESC_INDIRECT | VRING_DESC_NEXT)) !=
         VRING_DESC_INDIRECT ||
@@ -249,35 +244,8 @@ static inline bool packed_pop_ordinary(Vring *vring, uint16_t flags,
     if (desc.len != VRING_ORDINARY_DESCS * sizeof(desc)) {
         return false;
     }
-    id = desc.packed.id;
-    table = vring_ordinary_table(vring, desc.addr);
-    if (unlikely(!table)) {
-        return false;
-    }
-    region = vring_region_hint(vring);
-
-    /* Only WRITE is valid in a table, and all of it is the chain (2.8.7) */
-    desc = vring_desc_copy(table);
-    bytes = desc.len;
-    if (unlikely((desc.packed.flags & VRING_DESC_WRITE) ||
-                 !vring_ordinary_add(vring, region, vecs, 0, &desc))) {
-        return false;
-    }
-    desc = vring_desc_copy(table + sizeof(desc));
-    bytes += desc.len;
-    is_read = desc.packed.flags & VRING_DESC_WRITE;
-    if (unlikely(!vring_ordinary_add(vring, region, vecs, 1, &desc))) {
-        return false;
-    }
-    desc = vring_desc_copy(table + 2 * sizeof(desc));
-    bytes += desc.len;
-    if (unlikely(!(desc.packed.flags & VRING_DESC_WRITE) ||
-                 bytes > UINT32_MAX ||
-                 !vring_ordinary_add(vring, region, vecs, 2, &desc))) {
-        return false;
-    }
-    vring_ordinary_finish(vring, elem, vecs, is_read, id);
-    return true;
+    return vring_ordinary_read(vring, desc.addr, true, desc.packed.id, elem,
+                               vecs);
 }
 
 int vring_packed_pop(Vring *vring, VirtQueueElement *elem, VringVectors *vecs)
@@ -334,6 +302,7 @@ void vring_packed_push(Vring *vring, unsigned id, unsigned ndescs,
     } else {
         vring->first_flags = flags;
     }
+    vring->unpublished++;
     vring->unpublished_slots += ndescs;
     packed_advance(vring, &vring->used_idx, &vring->used_wrap, ndescs);
 }

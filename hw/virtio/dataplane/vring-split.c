@@ -231,8 +231,7 @@ static inline void split_prefetch(Vring *vring)
     hwaddr offset;
     uint16_t head;
 
-    if ((uint16_t)(vring->shadow_avail_idx - vring->last_avail_idx) < 2 ||
-        vring->swap || vring->region_hint >= table->nregions) {
+    if ((uint16_t)(vring->shadow_avail_idx - vring->last_avail_idx) < 2) {
         return;
     }
     head = qatomic_read(split_avail_entry(vring, idx & vring->mask));
@@ -271,11 +270,7 @@ static inline bool split_pop_ordinary(Vring *vring, uint16_t head,
                                       VirtQueueElement *elem,
                                       VringVectors *vecs)
 {
-    const VringRamRegion *region;
-    const uint8_t *table;
-    uint64_t bytes;
     VringDesc desc;
-    bool is_read;
 
     if (unlikely(vring->swap || !vring->config.indirect)) {
         return false;
@@ -285,34 +280,7 @@ static inline bool split_pop_ordinary(Vring *vring, uint16_t head,
         desc.len != VRING_ORDINARY_DESCS * sizeof(desc)) {
         return false;
     }
-    table = vring_ordinary_table(vring, desc.addr);
-    if (unlikely(!table)) {
-        return false;
-    }
-    region = vring_region_hint(vring);
-
-    desc = vring_desc_copy(table);
-    bytes = desc.len;
-    if (unlikely(desc.flags != VRING_DESC_NEXT || desc.next != 1 ||
-                 !vring_ordinary_add(vring, region, vecs, 0, &desc))) {
-        return false;
-    }
-    desc = vring_desc_copy(table + sizeof(desc));
-    bytes += desc.len;
-    is_read = desc.flags & VRING_DESC_WRITE;
-    if (unlikely((desc.flags & ~VRING_DESC_WRITE) != VRING_DESC_NEXT ||
-                 desc.next != 2 ||
-                 !vring_ordinary_add(vring, region, vecs, 1, &desc))) {
-        return false;
-    }
-    desc = vring_desc_copy(table + 2 * sizeof(desc));
-    bytes += desc.len;
-    if (unlikely(desc.flags != VRING_DESC_WRITE || bytes > UINT32_MAX ||
-                 !vring_ordinary_add(vring, region, vecs, 2, &desc))) {
-        return false;
-    }
-    vring_ordinary_finish(vring, elem, vecs, is_read, head);
-    return true;
+    return vring_ordinary_read(vring, desc.addr, false, head, elem, vecs);
 }
 
 int vring_split_pop(Vring *vring, VirtQueueElement *elem, VringVectors *vecs)
@@ -340,11 +308,10 @@ void vring_split_unpop(Vring *vring)
 
 /* Returning buffers */
 
-void vring_split_push(Vring *vring, unsigned id, uint32_t len)
+/* One by one, because an element may cross the end of a page. */
+static __attribute__((noinline)) void
+split_push_slow(Vring *vring, uint32_t offset, unsigned id, uint32_t len)
 {
-    uint32_t offset = split_used_offset(vring->used_idx & vring->mask);
-
-    /* One by one, because an element may cross the end of a page. */
     vring_store32(vring->swap,
                   vring_area_at(&vring->used,
                                 offset + offsetof(VringUsedElement, id)), id);
@@ -352,7 +319,22 @@ void vring_split_push(Vring *vring, unsigned id, uint32_t len)
                   vring_area_at(&vring->used,
                                 offset + offsetof(VringUsedElement, len)),
                   len);
+}
+
+void vring_split_push(Vring *vring, unsigned id, uint32_t len)
+{
+    uint32_t offset = split_used_offset(vring->used_idx & vring->mask);
+
     vring->used_idx++;
+    vring->unpublished++;
+    if (likely(vring->used.host && !vring->swap)) {
+        VringUsedElement *used = (void *)(vring->used.host + offset);
+
+        vring_store32(false, &used->id, id);
+        vring_store32(false, &used->len, len);
+    } else {
+        split_push_slow(vring, offset, id, len);
+    }
 }
 
 static void split_set_published_dirty(Vring *vring)

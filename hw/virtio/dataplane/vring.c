@@ -177,7 +177,6 @@ static inline void ring_put_used(Vring *vring, unsigned id, unsigned ndescs,
     } else {
         vring_split_push(vring, id, len);
     }
-    vring->unpublished++;
 }
 
 /* VIRTIO_F_IN_ORDER (2.7.9, 2.8.8) */

@@ -24,6 +24,7 @@
 #ifndef HW_VIRTIO_DATAPLANE_VRING_MEMORY_H
 #define HW_VIRTIO_DATAPLANE_VRING_MEMORY_H
 
+#include "qemu/atomic.h"
 #include "qemu/rcu.h"
 #include "exec/hwaddr.h"
 
@@ -34,14 +35,23 @@ typedef struct VringRamRegion {
     uint8_t *host;              /* host address of the first byte */
     MemoryRegion *mr;           /* referenced; writes are recorded there */
     uint64_t mr_offset;         /* of the first byte in @mr */
+    /*
+     * False only while certainly no client logs writes; atomic.  Writer: BQL
+     * held, before the start of a log returns to the client.
+     */
+    bool may_log;
 } VringRamRegion;
 
-/* The RAM of an address space, at one time */
+/*
+ * The RAM of an address space, at one time.  Once published nothing in it
+ * changes but VringRamRegion.may_log, which is true in all regions when the
+ * table is no longer the current one.
+ */
 typedef struct VringRamTable {
     struct rcu_head rcu;
     int refcount;               /* atomic */
     unsigned nregions;
-    VringRamRegion regions[];   /* sorted by base, disjoint */
+    VringRamRegion regions[];   /* sorted by base, disjoint, and an empty one */
 } VringRamTable;
 
 typedef struct VringMemory VringMemory;
@@ -104,6 +114,9 @@ bool vring_memory_is_current(VringMemory *mem, const VringRamTable *table);
  */
 void vring_ram_table_unref(VringRamTable *table);
 
+/* vring_ram_region_is_logged() where @may_log is set */
+bool vring_ram_region_ask_logged(const VringRamRegion *region);
+
 /**
  * vring_ram_region_is_logged: does any client log writes to a region?
  *
@@ -112,7 +125,11 @@ void vring_ram_table_unref(VringRamTable *table);
  *
  * Context: any thread
  */
-bool vring_ram_region_is_logged(const VringRamRegion *region);
+static inline bool vring_ram_region_is_logged(const VringRamRegion *region)
+{
+    return unlikely(qatomic_read(&region->may_log)) &&
+           vring_ram_region_ask_logged(region);
+}
 
 /**
  * vring_ram_region_set_dirty: note that the device wrote to guest RAM
@@ -235,7 +252,8 @@ const VringRamRegion *vring_ram_table_search(const VringRamTable *table,
  * vring_ram_table_find: the region that contains a guest address
  * @table: where to look
  * @addr: guest address
- * @hint: index of the region that was found last; updated when one is found
+ * @hint: index of the region that was found last, or 0; updated when one is
+ *        found
  *
  * Most devices use one or two regions, so the hint usually saves the search.
  *
@@ -248,7 +266,7 @@ vring_ram_table_find(const VringRamTable *table, hwaddr addr, unsigned *hint)
 {
     const VringRamRegion *region = &table->regions[*hint];
 
-    if (likely(*hint < table->nregions && addr - region->base < region->size)) {
+    if (likely(addr - region->base < region->size)) {
         return region;
     }
     return vring_ram_table_search(table, addr, hint);

@@ -111,6 +111,9 @@ typedef enum VringMapping {
     VRING_UNMAPPED,     /* nothing: only guest addresses and lengths are set */
 } VringMapping;
 
+/* VringVectors.region: any, and not the same for all vectors */
+#define VRING_ANY_REGION UINT32_MAX
+
 /*
  * The arrays of an element's vectors.  @ram_ref keeps the memory alive that the
  * vectors point to; if it is NULL, @mapping tells what they point to.
@@ -120,8 +123,9 @@ typedef enum VringMapping {
  */
 typedef struct VringVectors {
     VringRamRef *ram_ref;
-    VringMapping mapping;       /* VRING_MAPPED while not in use */
-    unsigned capacity;
+    uint32_t region;            /* that all are in; with @ram_ref */
+    uint16_t capacity;
+    uint8_t mapping;            /* VringMapping; MAPPED while not in use */
     struct iovec *iov;
     struct iovec inline_iov[VRING_INLINE_VECTORS];
     hwaddr inline_addr[VRING_INLINE_VECTORS];
