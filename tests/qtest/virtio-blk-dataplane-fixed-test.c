@@ -167,7 +167,7 @@ static unsigned long pinned(DpVm *vm)
     g_assert_true(g_file_get_contents(path, &text, NULL, NULL));
     line = strstr(text, "VmPin:");
     g_assert_nonnull(line);
-    return strtoul(line + strlen("VmPin:"), NULL, 10);
+    return g_ascii_strtoull(line + strlen("VmPin:"), NULL, 10);
 }
 
 static void wait_for_pinned(DpVm *vm, unsigned long most)
