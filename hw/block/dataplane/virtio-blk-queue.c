@@ -389,9 +389,9 @@ static inline uint32_t used_length(VirtIOBlockReq *req, uint32_t type,
 }
 
 /* @vecs: NULL if QEMU's virtqueue code has mapped the request */
-static inline QEMU_ALWAYS_INLINE void
-queue_use_request(DataPlaneQueue *q, VirtIOBlockReq *req, VringVectors *vecs,
-                  unsigned char status)
+static inline QEMU_ALWAYS_INLINE
+void queue_use_request(DataPlaneQueue *q, VirtIOBlockReq *req,
+                       VringVectors *vecs, unsigned char status)
 {
     uint32_t type = request_type(req);
 
