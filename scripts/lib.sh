@@ -372,6 +372,33 @@ host_mirror() {
     printf '%s\n' "$uri"
 }
 
+# host_security_mirror: prints the URI of Debian's security updates, if the
+# host's apt uses them.
+host_security_mirror() {
+    # shellcheck disable=SC2016  # apt's variables, not the shell's
+    env -u APT_CONFIG apt-get indextargets \
+        --format '$(REPO_URI) $(ORIGIN) $(LABEL)' \
+        'Created-By: Packages' 2>/dev/null |
+        awk '$2 == "Debian" && $3 == "Debian-Security" && !seen++ { print $1 }'
+}
+
+# write_security: the base release's security updates, for who wants them.
+write_security() {
+    local file=$APT_DIR/sources.list.d/security.sources mirror=
+    [ "${want_security-no}" = no ] || mirror=$(host_security_mirror)
+    if [ -z "$mirror" ]; then
+        rm -f -- "$file"
+        return
+    fi
+    cat > "$file" <<EOF
+Types: deb deb-src
+URIs: $mirror
+Suites: $BASE_SUITE-security
+Components: main
+Signed-By: $KEYRING
+EOF
+}
+
 # private_apt COMMAND...: run apt-get, apt-cache with the private configuration.
 private_apt() {
     APT_CONFIG=$APT_DIR/apt.conf "$@"
@@ -392,6 +419,7 @@ Suites: $BASE_SUITE $BASE_SUITE-updates
 Components: main
 Signed-By: $KEYRING
 EOF
+    write_security
     {
         env -u APT_CONFIG apt-config dump |
             grep -E '^Acquire::[^ ]+ ".+";$' |
