@@ -136,6 +136,7 @@ typedef struct VringChain {
     unsigned capacity;
     unsigned num;               /* vectors */
     unsigned out_num;           /* device-readable ones among them */
+    unsigned region;            /* that all are in, or VRING_ANY_REGION */
     bool pinned;                /* not kept alive by the table: see @mapping */
     VringMapping mapping;       /* if @pinned */
     uint64_t bytes;
@@ -155,6 +156,7 @@ static inline void vring_chain_begin(VringChain *chain, VringVectors *vecs)
     chain->capacity = vecs->capacity;
     chain->num = 0;
     chain->out_num = 0;
+    chain->region = VRING_ANY_REGION;
     chain->pinned = false;
     chain->bytes = 0;
 }
@@ -229,6 +231,9 @@ static inline int vring_chain_add(Vring *vring, VringChain *chain, hwaddr addr,
                                      &vring->region_hint);
     if (unlikely(!host || chain->pinned)) {
         return vring_chain_add_slow(vring, chain, addr, len, is_write);
+    }
+    if (unlikely(chain->region != vring->region_hint)) {
+        chain->region = chain->num ? VRING_ANY_REGION : vring->region_hint;
     }
     return vring_chain_append(chain, host, addr, len, is_write);
 }
@@ -308,7 +313,7 @@ static inline void vring_chain_finish(Vring *vring, VringChain *chain,
         vecs->mapping = chain->mapping;
     } else {
         vecs->ram_ref = vring_ram_ref_get(vring);
-        vecs->region = VRING_ANY_REGION;
+        vecs->region = chain->region;
     }
     vring->inuse += ndescs;
 }
