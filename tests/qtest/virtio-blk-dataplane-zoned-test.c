@@ -404,7 +404,7 @@ static void assert_untouched(DpDisk *disk)
     }
 }
 
-/* covers: ZONE-29, ZONE-48, ROBB-24, G2: its sector is what a request acts on */
+/* covers: ZONE-29, ZONE-48, ROBB-24, G2: a request acts on its sector */
 static void test_bounds(DpDisk *disk)
 {
     static const uint32_t types[] = { OPEN, CLOSE, FINISH, RESET, APPEND };
