@@ -222,6 +222,19 @@ void dp_vm_quit(DpVm *vm)
     dp_tmp_cleanup();
 }
 
+unsigned long dp_vm_status_kib(DpVm *vm, const char *field)
+{
+    g_autofree char *path = g_strdup_printf("/proc/%d/status",
+                                            (int)qtest_pid(vm->qts));
+    g_autofree char *status = NULL;
+    const char *line;
+
+    g_assert_true(g_file_get_contents(path, &status, NULL, NULL));
+    line = strstr(status, field);
+    g_assert_nonnull(line);
+    return g_ascii_strtoull(line + strlen(field), NULL, 10);
+}
+
 DpVm *dp_vm_null(const DpMode *mode, const char *opts, const char *props)
 {
     DpVm *vm = dp_vm_start(
@@ -822,12 +835,9 @@ static DpFraming framing_for(DpDisk *disk, DpFraming framing)
     return framing;
 }
 
-void dp_submit(DpDisk *disk, DpReq *req)
+static void write_head(DpDisk *disk, DpReq *req)
 {
-    DpFraming framing = framing_for(disk, req->framing);
-    g_autofree DpSeg *seg = g_new(DpSeg, 8 + req->pieces);
     uint8_t head[HEAD_BYTES];
-    unsigned n;
 
     g_assert_false(req->in_flight);
     req->status_addr = req->status_at ?: req->page + STATUS_OFFSET;
@@ -839,7 +849,27 @@ void dp_submit(DpDisk *disk, DpReq *req)
     if (req->status_at) {
         qtest_writeb(disk->vm->qts, req->status_at, DP_NO_STATUS);
     }
+}
 
+static void submit_segs(DpDisk *disk, DpReq *req, const DpSeg *seg,
+                        unsigned n)
+{
+    req->head = dp_chain(disk, seg, n);
+    g_assert_null(disk->by_head[req->head]);
+    disk->by_head[req->head] = req;
+    req->in_flight = true;
+    req->done = false;
+    disk->pending++;
+    dp_avail(disk, req->head);
+}
+
+void dp_submit(DpDisk *disk, DpReq *req)
+{
+    DpFraming framing = framing_for(disk, req->framing);
+    g_autofree DpSeg *seg = g_new(DpSeg, 8 + req->pieces);
+    unsigned n;
+
+    write_head(disk, req);
     n = req->framing == DP_MERGED ? build_merged(disk, req, seg)
                                   : build_segs(req, seg);
     switch (framing) {
@@ -857,13 +887,13 @@ void dp_submit(DpDisk *disk, DpReq *req)
         break;
     }
 
-    req->head = dp_chain(disk, seg, n);
-    g_assert_null(disk->by_head[req->head]);
-    disk->by_head[req->head] = req;
-    req->in_flight = true;
-    req->done = false;
-    disk->pending++;
-    dp_avail(disk, req->head);
+    submit_segs(disk, req, seg, n);
+}
+
+void dp_submit_chain(DpDisk *disk, DpReq *req, const DpSeg *seg, unsigned n)
+{
+    write_head(disk, req);
+    submit_segs(disk, req, seg, n);
 }
 
 bool dp_irq(DpDisk *disk)

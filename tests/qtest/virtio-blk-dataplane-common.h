@@ -241,6 +241,12 @@ void dp_vm_quit(DpVm *vm);
 void dp_vm_end(DpVm *vm);
 
 /**
+ * dp_vm_status_kib: what /proc says of QEMU's memory
+ * @field: such as "VmLck:"
+ */
+unsigned long dp_vm_status_kib(DpVm *vm, const char *field);
+
+/**
  * dp_vm_null: a VM with one disk "d0" on a null-co node "n0" of 64 MiB
  * @opts: options of the node, starting with a comma, or ""
  * @props: more properties of the device, starting with a comma, or ""
@@ -364,6 +370,12 @@ bool dp_req_is_byte(DpDisk *disk, DpReq *req, uint8_t byte);
  * dp_submit: make a request available, not yet exposed nor kicked
  */
 void dp_submit(DpDisk *disk, DpReq *req);
+
+/**
+ * dp_submit_chain: the same with a chain that the caller built
+ * @seg: @n descriptors; what stands in header and status is written here
+ */
+void dp_submit_chain(DpDisk *disk, DpReq *req, const DpSeg *seg, unsigned n);
 
 /* Rings: virtio-blk-dataplane-ring.c */
 

@@ -159,15 +159,7 @@ static void unplug_dimm(DpVm *vm, DpLoad *load)
 /* What the process has pinned, in KiB */
 static unsigned long pinned(DpVm *vm)
 {
-    g_autofree char *path =
-        g_strdup_printf("/proc/%d/status", qtest_pid(vm->qts));
-    g_autofree char *text = NULL;
-    const char *line;
-
-    g_assert_true(g_file_get_contents(path, &text, NULL, NULL));
-    line = strstr(text, "VmPin:");
-    g_assert_nonnull(line);
-    return g_ascii_strtoull(line + strlen("VmPin:"), NULL, 10);
+    return dp_vm_status_kib(vm, "VmPin:");
 }
 
 static void wait_for_pinned(DpVm *vm, unsigned long most)

@@ -1293,15 +1293,7 @@ static void test_renamed(const void *opaque)
 /* KiB of QEMU's memory that are locked, or 0 if it may not lock any */
 static unsigned long locked_kib(DpVm *vm)
 {
-    g_autofree char *path = g_strdup_printf("/proc/%d/status",
-                                            (int)qtest_pid(vm->qts));
-    g_autofree char *status = NULL;
-    const char *line;
-
-    g_assert_true(g_file_get_contents(path, &status, NULL, NULL));
-    line = strstr(status, "VmLck:");
-    g_assert_nonnull(line);
-    return g_ascii_strtoull(line + strlen("VmLck:"), NULL, 10);
+    return dp_vm_status_kib(vm, "VmLck:");
 }
 
 /* What 64 queues of @num entries lock when they are started */

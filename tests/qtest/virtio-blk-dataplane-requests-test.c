@@ -278,20 +278,7 @@ static void test_range(DpDisk *disk)
 static uint8_t run_chain(DpDisk *disk, DpReq *req, const DpSeg *seg,
                          unsigned n)
 {
-    struct virtio_blk_outhdr hdr = {
-        .type = cpu_to_le32(req->type),
-        .sector = cpu_to_le64(req->sector),
-    };
-
-    qtest_memset(disk->vm->qts, req->page, 0xa5, 128);
-    qtest_memwrite(disk->vm->qts, req->page, &hdr, sizeof(hdr));
-    qtest_writeb(disk->vm->qts, req->status_addr, DP_NO_STATUS);
-    req->head = dp_chain(disk, seg, n);
-    disk->by_head[req->head] = req;
-    req->in_flight = true;
-    req->done = false;
-    disk->pending++;
-    dp_avail(disk, req->head);
+    dp_submit_chain(disk, req, seg, n);
     dp_kick(disk);
     dp_wait(disk, req);
     return req->status;

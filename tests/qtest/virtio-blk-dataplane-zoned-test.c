@@ -106,11 +106,7 @@ static DpReq *send_request(DpDisk *disk, uint32_t type, uint64_t sector,
                            uint32_t len, uint32_t seed)
 {
     DpReq *req = dp_req(disk, type, sector, len);
-    struct virtio_blk_outhdr hdr = {
-        .type = cpu_to_le32(type),
-        .sector = cpu_to_le64(sector),
-    };
-    DpSeg seg[4] = { { req->page, sizeof(hdr), 0 } };
+    DpSeg seg[4] = { { req->page, sizeof(struct virtio_blk_outhdr), 0 } };
     unsigned n = 1;
 
     if (len) {
@@ -119,15 +115,7 @@ static DpReq *send_request(DpDisk *disk, uint32_t type, uint64_t sector,
     }
     seg[n++] = (DpSeg) { req->page + APPENDED_OFFSET, 8, VRING_DESC_F_WRITE };
     seg[n++] = (DpSeg) { req->status_addr, 1, VRING_DESC_F_WRITE };
-
-    qtest_memset(disk->vm->qts, req->page, 0xa5, 128);
-    qtest_memwrite(disk->vm->qts, req->page, &hdr, sizeof(hdr));
-    qtest_writeb(disk->vm->qts, req->status_addr, DP_NO_STATUS);
-    req->head = dp_chain(disk, seg, n);
-    disk->by_head[req->head] = req;
-    req->in_flight = true;
-    disk->pending++;
-    dp_avail(disk, req->head);
+    dp_submit_chain(disk, req, seg, n);
     return req;
 }
 
