@@ -372,6 +372,38 @@ host_mirror() {
     printf '%s\n' "$uri"
 }
 
+# apt_proxy: prints the proxy that apt uses, as mmdebstrap has no eye for it.
+apt_proxy() {
+    local proxy=
+    eval "$(env -u APT_CONFIG apt-config shell proxy Acquire::http::Proxy)"
+    proxy=${http_proxy-$proxy}
+    [ "$proxy" = DIRECT ] || printf '%s' "$proxy"
+}
+
+# set_mmdebstrap SUITE TARGET PACKAGES [OPTION...]: sets the caller's array
+# "mmdebstrap" to the command that makes a root of Debian from the host's mirror,
+# with more packages, which are separated by commas.
+# shellcheck disable=SC2034
+set_mmdebstrap() {
+    local suite=$1 target=$2 packages=$3 mirror via
+    shift 3
+    mirror=$(host_mirror)
+    via=$(apt_proxy)
+    mmdebstrap=(env TMPDIR=/tmp ${via:+"http_proxy=$via"}
+                mmdebstrap --keyring="$KEYRING" --include="$packages" "$@"
+                "$suite" "$target" "$mirror")
+}
+
+# mmdebstrap_failed LOG [HINT]: ends the script.
+mmdebstrap_failed() {
+    if no_network "$1"; then
+        die "mmdebstrap cannot fetch from apt's mirror: check network and" \
+            "proxy (see $1)"
+    fi
+    log_tail "$1"
+    die "mmdebstrap failed: mend what it says above${2:+; $2}"
+}
+
 # host_security_mirror: prints the URI of Debian's security updates, if the
 # host's apt uses them.
 host_security_mirror() {

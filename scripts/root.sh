@@ -50,34 +50,18 @@ end_held() {
     wait
 }
 
-# apt_proxy: prints the proxy that apt uses, as mmdebstrap has no eye for it.
-apt_proxy() {
-    local proxy=
-    eval "$(env -u APT_CONFIG apt-config shell proxy Acquire::http::Proxy)"
-    proxy=${http_proxy-$proxy}
-    [ "$proxy" = DIRECT ] || printf '%s' "$proxy"
-}
-
 # make_debian DIR LOG PACKAGES [OPTION...]: make DIR a root of the base release,
 # with more packages, and options of mmdebstrap.  It is there as a whole or not
 # at all.
 make_debian() {
-    local dir=$1 log=$2 packages=$3 mirror via
+    local dir=$1 log=$2 packages=$3
+    local -a mmdebstrap
     shift 3
     remove "$dir" "$dir.new"
-    mirror=$(host_mirror)
-    via=$(apt_proxy)
-    if ! held "$log" env TMPDIR=/tmp ${via:+"http_proxy=$via"} \
-        mmdebstrap --mode=root --keyring="$KEYRING" --include="$packages" \
-        "$@" "$BASE_SUITE" "$dir.new" "$mirror"
-    then
+    set_mmdebstrap "$BASE_SUITE" "$dir.new" "$packages" --mode=root "$@"
+    if ! held "$log" "${mmdebstrap[@]}"; then
         remove "$dir.new"
-        if no_network "$LOGS/$log"; then
-            die "mmdebstrap cannot fetch from $mirror: check network and" \
-                "proxy (see $LOGS/$log)"
-        fi
-        log_tail "$LOGS/$log"
-        die "mmdebstrap failed: mend what it says above"
+        mmdebstrap_failed "$LOGS/$log"
     fi
     as_root mv -- "$dir.new" "$dir"
 }
