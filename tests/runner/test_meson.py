@@ -33,6 +33,13 @@ PROGRAMS = {
                ['ok status a', 'not ok status: exit status 3']),
     'aborts': ('echo 1..2; echo ok 1 /a; kill -ABRT $$',
                ['ok aborts a', 'not ok aborts: died of signal 6']),
+    'aborts-with-words': (
+        'echo 1..2; echo ok 1 /a; echo "Bail out! ERROR:f.c:1: b"; '
+        'echo c >&2; kill -ABRT $$',
+        ['ok aborts-with-words a',
+         'not ok aborts-with-words: died of signal 6: ERROR:f.c:1: b']),
+    'complains': ('echo 1..1; echo ok 1 /a; echo b >&2; echo c >&2; exit 1',
+                  ['ok complains a', 'not ok complains: exit status 1: c']),
     'bails': ('echo 1..2; echo ok 1 /a; echo Bail out!; exit 1',
               ['ok bails a', 'not ok bails: exit status 1']),
     'bails-well': ('echo 1..1; echo ok 1 /a; echo Bail out!',
