@@ -242,6 +242,23 @@ missing_packages() {
     done
 }
 
+# real_packages NAME...: prints "NAME PACKAGE" for each that the host's apt
+# knows; that is the same, or for a virtual package the first that provides it.
+real_packages() {
+    local name version provider
+    while read -r name version; do
+        if [ "$version" != "(none)" ]; then
+            printf '%s %s\n' "$name" "$name"
+            continue
+        fi
+        provider=$(LC_ALL=C apt-cache showpkg -- "$name" |
+            awk 'on && !found++ { print $1 } /^Reverse Provides:/ { on = 1 }')
+        [ -z "$provider" ] || printf '%s %s\n' "$name" "$provider"
+    done < <(LC_ALL=C apt-cache policy -- "$@" 2>/dev/null |
+        awk '/^[^ ]+:$/ { name = substr($1, 1, length($1) - 1) }
+             $1 == "Candidate:" { print name, $2 }')
+}
+
 # as_root COMMAND...: through sudo where needed.  Only after can_be_root.
 as_root() {
     if [ "$(id -u)" -eq 0 ]; then

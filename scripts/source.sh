@@ -70,6 +70,11 @@ have_source() {
     [ -f "$dsc" ] && sums_match "$dsc" "$tarball"
 }
 
+# have_package: the whole source package is there.
+have_package() {
+    have_source && sums_match "$dsc" "${dsc%.dsc}.debian.tar.xz"
+}
+
 # fetch_source: leaves the verified package in build/src.
 fetch_source() {
     local log=$LOGS/fetch.log

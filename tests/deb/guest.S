@@ -6,7 +6,9 @@
 # It lets the firmware do it (INT 13h, by SeaBIOS's driver), sector after sector
 # of the first 64 behind its own. On the serial port it says "." for every 4
 # that were right, and "X" once, when one was not. The counter is in memory, so
-# that a guest that was saved knows what is on its disk.
+# that a guest that was saved knows what is on its disk. FROM_NETWORK is defined
+# for a guest that firmware loads by TFTP, and does not tell the first disk's
+# number.
 
     .code16
     .globl _start
@@ -19,6 +21,9 @@ _start:
     movw $0x7c00, %sp
     sti
     cld
+.ifdef FROM_NETWORK
+    movb $0x80, %dl
+.endif
     movb %dl, drive
 
 next:
