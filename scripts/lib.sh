@@ -281,11 +281,13 @@ can_be_root() {
     fi
 }
 
-# no_network LOG: true if the log shows that nothing could be fetched.
+# no_network LOG: true if the log shows that nothing could be fetched; false if
+# something was, which was not what it should be.
 no_network() {
-    grep -qE 'Could not (resolve|connect)|Temporary failure|Failed to fetch|'`
-            `'Unable to (fetch|connect)|Connection (failed|refused|timed out)' \
-        -- "$1"
+    ! grep -qE 'unexpected size|Hash Sum mismatch' -- "$1" &&
+        grep -qE 'Could not (resolve|connect)|Temporary failure|'`
+            `'Failed to fetch|Unable to (fetch|connect)|'`
+            `'Connection (failed|refused|timed out)' -- "$1"
 }
 
 apt_install() {

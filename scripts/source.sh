@@ -85,6 +85,12 @@ fetch_source() {
     if ! (cd -- "$BUILD/src" &&
           private_apt apt-get source -q --download-only --only-source \
               "qemu=$package") > "$log" 2>&1 < /dev/null; then
+        # apt says "Failed to fetch" here, too.
+        if grep -qE ' 404 ' -- "$log"; then
+            die "Debian's mirror lists qemu $package and has it no more, as" \
+                "while a newer one takes its place: run this again in an hour," \
+                "or use another mirror (see $log)"
+        fi
         if no_network "$log"; then
             die "cannot fetch QEMU's source package: check network and proxy," \
                 "or give QEMU_SRC=DIR (see $log)"
