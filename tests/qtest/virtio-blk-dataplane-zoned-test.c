@@ -3,7 +3,8 @@
  *
  * Runs on the zoned block device that DP_ZONED_DISK names, whose data is lost;
  * without it, only what other disks say to zone requests is tested.  The device
- * needs two conventional zones and at least four others.  After each request
+ * needs two conventional zones and at least five others.  tests/zoned/run makes
+ * such devices in a guest.  After each request
  * the zones as virtio-blk reports them are compared with those that the kernel
  * reports of the device: the driver must have changed what it was told it
  * changed, and nothing else.
@@ -36,6 +37,7 @@
 #define UNALIGNED VIRTIO_BLK_S_ZONE_UNALIGNED_WP
 
 #define OUT VIRTIO_BLK_T_OUT
+#define ZEROES VIRTIO_BLK_T_WRITE_ZEROES
 #define APPEND VIRTIO_BLK_T_ZONE_APPEND
 #define REPORT VIRTIO_BLK_T_ZONE_REPORT
 #define OPEN VIRTIO_BLK_T_ZONE_OPEN
@@ -73,7 +75,7 @@ static void host_zones(Zones *zones)
     g_assert_cmpint(ioctl(fd, BLKREPORTZONE, &zones->report), ==, 0);
     close(fd);
     g_assert_cmpuint(zones->report.nr_zones, <, MAX_ZONES);
-    g_assert_cmpuint(zones->report.nr_zones, >=, CONVENTIONAL + 4);
+    g_assert_cmpuint(zones->report.nr_zones, >=, CONVENTIONAL + 5);
 }
 
 static uint64_t zone_sectors(DpDisk *disk)
@@ -159,13 +161,22 @@ static void assert_appended(DpDisk *disk, uint64_t where, uint64_t start,
 
 static uint8_t run(DpDisk *disk, uint32_t type, uint64_t sector, uint32_t len)
 {
+    struct virtio_blk_discard_write_zeroes seg = {
+        .sector = cpu_to_le64(sector),
+        .num_sectors = cpu_to_le32(len / DP_SECTOR),
+    };
     DpReq *req;
     uint8_t status;
 
     if (type == APPEND) {
         return run_append(disk, sector, len, 0, NULL);
     }
-    req = dp_req(disk, type, sector, len);
+    req = dp_req(disk, type, sector, type == ZEROES ? sizeof(seg) : len);
+    if (type == OUT) {
+        dp_req_fill(disk, req, 1);
+    } else if (type == ZEROES) {
+        qtest_memwrite(disk->vm->qts, req->data, &seg, sizeof(seg));
+    }
     status = dp_run(disk, req);
     dp_req_free(disk, req);
     return status;
@@ -308,6 +319,9 @@ typedef struct Step {
 #define Z0 0                /* conventional */
 #define Z2 2                /* the first sequential zones */
 #define Z3 3
+#define Z4 4
+#define Z5 5
+#define Z6 6
 
 static const Step steps[] = {
     { "ZONE-42 from EMPTY", OPEN, Z2, 0, 0, OK, EOPEN, 0 },
@@ -324,6 +338,8 @@ static const Step steps[] = {
     { "ZONE-42 from IOPEN", OPEN, Z2, 0, 0, OK, EOPEN, 3 },
     { "ZONE-20 write", OUT, Z2, 3, PAGE, OK, EOPEN, 4 },
     { "ZONE-20 append after write", APPEND, Z2, 0, PAGE, OK, EOPEN, 5 },
+    { "ZONE-20 zeroes", ZEROES, Z2, 5, 2 * PAGE, OK, EOPEN, 7 },
+    { "ZONE-20 append after zeroes", APPEND, Z2, 0, PAGE, OK, EOPEN, 8 },
     { "ZONE-44 from EOPEN", FINISH, Z2, 0, 0, OK, FULL },
     { "ZONE-44 from FULL", FINISH, Z2, 0, 0, OK, FULL },
     { "ZONE-23 OPEN of FULL", OPEN, Z2, 0, 0, INVALID, FULL },
@@ -347,9 +363,10 @@ static const Step steps[] = {
     { "ZONE-30 after RESET_ALL", APPEND, Z2, 0, PAGE, OK, IOPEN, 1 },
 };
 
-static void run_step(DpDisk *disk, const Step *step)
+/* @desc: gets the zones as they are afterwards */
+static void run_step(DpDisk *disk, const Step *step,
+                     struct virtio_blk_zone_descriptor *desc)
 {
-    struct virtio_blk_zone_descriptor desc[MAX_ZONES];
     uint64_t start = step->zone * zone_sectors(disk);
 
     g_test_message("%s", step->ids);
@@ -361,9 +378,6 @@ static void run_step(DpDisk *disk, const Step *step)
         g_assert_cmpuint(le64_to_cpu(desc[step->zone].z_wp), ==,
                          start + step->wp * BLOCK);
     }
-    if (step->zone == Z2) {
-        g_assert_cmpint(desc[Z3].z_state, ==, EMPTY);
-    }
 }
 
 /*
@@ -373,11 +387,83 @@ static void run_step(DpDisk *disk, const Step *step)
  */
 static void test_states(DpDisk *disk)
 {
+    struct virtio_blk_zone_descriptor desc[MAX_ZONES];
+
     reset_all(disk);
     for (unsigned i = 0; i < ARRAY_SIZE(steps); i++) {
-        run_step(disk, &steps[i]);
+        run_step(disk, &steps[i], desc);
+        g_assert_cmpint(desc[Z3].z_state, ==, EMPTY);
     }
     reset_all(disk);
+}
+
+static const Step limit_steps[] = {
+    { "ZONE-7 the first", OPEN, Z2, 0, 0, OK, EOPEN, 0 },
+    { "ZONE-7 the second", OUT, Z3, 0, PAGE, OK, IOPEN, 1 },
+    { "ZONE-27 the third", OPEN, Z4, 0, 0, OK, EOPEN, 0 },
+    { "ZONE-27 is closed", CLOSE, Z3, 0, 0, OK, CLOSED, 1 },
+    { "ZONE-8 open", OPEN, Z5, 0, 0, INVALID, EMPTY, 0 },
+    { "ZONE-8 write", OUT, Z5, 0, PAGE, IOERR, EMPTY, 0 },
+    { "ZONE-8 append", APPEND, Z5, 0, PAGE, INVALID, EMPTY, 0 },
+    { "ZONE-7 open", OPEN, Z3, 0, 0, INVALID, CLOSED, 1 },
+    { "ZONE-7 write", OUT, Z3, 1, PAGE, IOERR, CLOSED, 1 },
+    { "ZONE-7 append", APPEND, Z3, 0, PAGE, INVALID, CLOSED, 1 },
+    { "ZONE-46 CLOSE gives back", CLOSE, Z2, 0, 0, OK, EMPTY, 0 },
+    { "ZONE-7 append after it", APPEND, Z3, 0, PAGE, OK, IOPEN, 2 },
+    { "ZONE-8 append after it", APPEND, Z5, 0, PAGE, OK, IOPEN, 1 },
+    { "ZONE-27 is closed", CLOSE, Z3, 0, 0, OK, CLOSED, 2 },
+    { "ZONE-46 FINISH gives back", FINISH, Z5, 0, 0, OK, FULL },
+    { "ZONE-7 open after it", OPEN, Z3, 0, 0, OK, EOPEN, 2 },
+    { "ZONE-46 RESET gives back", RESET, Z3, 0, 0, OK, EMPTY, 0 },
+    { "ZONE-7 open after it", OPEN, Z6, 0, 0, OK, EOPEN, 0 },
+};
+
+/*
+ * On a device that keeps two zones open and three active
+ *
+ * covers: ZONE-7, ZONE-8, ZONE-27, ZONE-46
+ */
+static void test_limits(DpDisk *disk)
+{
+    const size_t at = offsetof(struct virtio_blk_config, zoned);
+    struct virtio_blk_zone_descriptor desc[MAX_ZONES];
+
+    g_assert_cmpuint(qvirtio_config_readl(disk->vdev, at +
+        offsetof(struct virtio_blk_zoned_characteristics, max_open_zones)),
+        ==, 2);
+    g_assert_cmpuint(qvirtio_config_readl(disk->vdev, at +
+        offsetof(struct virtio_blk_zoned_characteristics, max_active_zones)),
+        ==, 3);
+    reset_all(disk);
+    for (unsigned i = 0; i < ARRAY_SIZE(limit_steps); i++) {
+        run_step(disk, &limit_steps[i], desc);
+    }
+    reset_all(disk);
+}
+
+/* One zone in each state, with no more than two open and three active */
+static const Step leave_steps[] = {
+    { "FULL", OUT, Z5, 0, PAGE, OK, IOPEN, 1 },
+    { "FULL", FINISH, Z5, 0, 0, OK, FULL },
+    { "EMPTY", APPEND, Z6, 0, PAGE, OK, IOPEN, 1 },
+    { "EMPTY", RESET, Z6, 0, 0, OK, EMPTY, 0 },
+    { "CLOSED", APPEND, Z4, 0, 2 * PAGE, OK, IOPEN, 2 },
+    { "CLOSED", CLOSE, Z4, 0, 0, OK, CLOSED, 2 },
+    { "EOPEN", OPEN, Z3, 0, 0, OK, EOPEN, 0 },
+    { "EOPEN", OUT, Z3, 0, PAGE, OK, EOPEN, 1 },
+    { "IOPEN", OUT, Z2, 0, PAGE, OK, IOPEN, 1 },
+    { "IOPEN", APPEND, Z2, 0, 2 * PAGE, OK, IOPEN, 3 },
+};
+
+/* Leaves the device so: tests/zoned/inside/zones looks at it */
+static void test_leave(DpDisk *disk)
+{
+    struct virtio_blk_zone_descriptor desc[MAX_ZONES];
+
+    reset_all(disk);
+    for (unsigned i = 0; i < ARRAY_SIZE(leave_steps); i++) {
+        run_step(disk, &leave_steps[i], desc);
+    }
 }
 
 /* --- bounds ---------------------------------------------------------- */
@@ -475,6 +561,76 @@ static void test_full(DpDisk *disk)
         }
         assert_untouched(disk);
     }
+}
+
+/*
+ * covers: ZONE-6, ZONE-41: the last zone, which may be smaller, begins anew
+ * after it was reset, also when it was full
+ */
+static void test_last(DpDisk *disk)
+{
+    uint64_t start = (num_zones(disk) - 1) * zone_sectors(disk), where;
+
+    reset_all(disk);
+    for (unsigned lap = 0; lap < 3; lap++) {
+        g_assert_cmpint(run_append(disk, start, PAGE, lap, &where), ==, OK);
+        g_assert_cmpuint(where, ==, start);
+        assert_appended(disk, where, start, lap);
+        if (lap == 1) {
+            g_assert_cmpint(run(disk, FINISH, start, 0), ==, OK);
+            g_assert_cmpint(run(disk, APPEND, start, PAGE), ==, INVALID);
+        }
+        g_assert_cmpint(run(disk, RESET, start, 0), ==, OK);
+    }
+    assert_untouched(disk);
+}
+
+/* Writes the last block of @zone and the first one of the next at once */
+static void write_over_border(DpDisk *disk, unsigned zone)
+{
+    uint64_t sector = (zone + 1) * zone_sectors(disk) - BLOCK;
+    DpReq *req[2];
+
+    for (unsigned i = 0; i < ARRAY_SIZE(req); i++, sector += BLOCK) {
+        req[i] = dp_req(disk, OUT, sector, PAGE);
+        dp_req_fill(disk, req[i], i);
+        dp_submit(disk, req[i]);
+    }
+    dp_kick(disk);
+    dp_wait_all(disk);
+    for (unsigned i = 0; i < ARRAY_SIZE(req); i++) {
+        g_assert_cmpint(req[i]->status, ==, OK);
+        dp_req_free(disk, req[i]);
+    }
+}
+
+/*
+ * covers: ZONE-20, ZONE-30, ZONE-45: two writes that meet where a zone ends
+ * become one, and both zones have changed: from a conventional one into the
+ * next, and between two others
+ */
+static void test_border(DpDisk *disk)
+{
+    struct virtio_blk_zone_descriptor desc[MAX_ZONES];
+    uint64_t size = zone_sectors(disk), where;
+    uint32_t max = ROUND_DOWN(max_append(disk), PAGE);
+
+    for (unsigned z = CONVENTIONAL - 1; z <= CONVENTIONAL; z++) {
+        uint64_t border = (z + 1) * size;
+
+        reset_all(disk);
+        if (z >= CONVENTIONAL) {
+            fill(disk, z, size, max);
+        }
+        write_over_border(disk, z);
+        assert_as_host(disk, desc);
+        g_assert_cmpint(desc[z].z_state, ==, z < CONVENTIONAL ? NOT_WP : FULL);
+        g_assert_cmpuint(le64_to_cpu(desc[z + 1].z_wp), ==, border + BLOCK);
+        g_assert_cmpint(run_append(disk, border, PAGE, 9, &where), ==, OK);
+        g_assert_cmpuint(where, ==, border + BLOCK);
+        assert_appended(disk, where, border, 9);
+    }
+    reset_all(disk);
 }
 
 /* covers: ROBB-26: there is no room for the sector of an append */
@@ -588,20 +744,66 @@ static void test_unwritten(DpDisk *disk)
     reset_all(disk);
 }
 
-static DpVm *zoned_vm(const DpMode *mode)
+/* @how: the option that makes a node "n0" of the host's device */
+static DpVm *host_device_vm(const DpMode *mode, const char *how)
 {
     DpVm *vm = dp_vm_start(
-        "-blockdev host_device,node-name=n0,filename=%s,cache.direct=on,aio=%s "
+        "%s,filename=%s,cache.direct=on,aio=%s "
         "-device virtio-blk-pci,id=d0,drive=n0,addr=%d,logical_block_size=%d,"
         "physical_block_size=%d%s",
-        zoned_disk(), dp_can_io_uring() ? "io_uring" : "threads", DP_SLOT,
+        how, zoned_disk(), dp_can_io_uring() ? "io_uring" : "threads", DP_SLOT,
         PAGE, PAGE, mode->props);
 
     vm->mode = mode;
     return vm;
 }
 
-/* --- disks without zones ------------------------------------------- */
+static DpVm *zoned_vm(const DpMode *mode)
+{
+    return host_device_vm(mode, "-blockdev host_device,node-name=n0");
+}
+
+static DpVm *zoned_drive_vm(const DpMode *mode)
+{
+    return host_device_vm(mode, "-drive if=none,id=n0,driver=host_device");
+}
+
+/* --- disks without zones, or without a medium ------------------------ */
+
+static const uint32_t zone_types[] = {
+    REPORT, OPEN, CLOSE, FINISH, RESET, RESET_ALL, APPEND,
+};
+
+static void assert_all_types(DpDisk *disk, uint64_t sector, uint8_t status)
+{
+    for (unsigned i = 0; i < ARRAY_SIZE(zone_types); i++) {
+        g_test_message("type %u", zone_types[i]);
+        g_assert_cmpint(run(disk, zone_types[i], sector, PAGE), ==, status);
+    }
+}
+
+static void drive_del(DpDisk *disk, const char *drive)
+{
+    g_autofree char *said = qtest_hmp(disk->vm->qts, "drive_del %s", drive);
+
+    g_assert_cmpstr(said, ==, "");
+}
+
+/* What the driver asks for after its disk has gone does not reach the host's */
+static void test_drive_del(DpDisk *disk)
+{
+    uint64_t start = CONVENTIONAL * zone_sectors(disk);
+    Zones zones;
+
+    reset_all(disk);
+    g_assert_cmpint(run(disk, OUT, start, PAGE), ==, OK);
+    drive_del(disk, "n0");
+    assert_all_types(disk, start, INVALID);
+    g_assert_cmpint(run(disk, OUT, start + BLOCK, PAGE), ==, IOERR);
+    host_zones(&zones);
+    g_assert_cmpint(zones.zone[CONVENTIONAL].cond, ==, BLK_ZONE_COND_IMP_OPEN);
+    g_assert_cmpuint(zones.zone[CONVENTIONAL].wp, ==, start + BLOCK);
+}
 
 static DpVm *drive_vm(const DpMode *mode)
 {
@@ -617,22 +819,9 @@ static DpVm *drive_vm(const DpMode *mode)
 /* covers: ZONE-14: also when the disk has lost its medium */
 static void test_no_medium(DpDisk *disk)
 {
-    static const uint32_t types[] = {
-        REPORT, OPEN, CLOSE, FINISH, RESET, RESET_ALL, APPEND,
-    };
-
-    for (unsigned lap = 0; lap < 2; lap++) {
-        for (unsigned i = 0; i < ARRAY_SIZE(types); i++) {
-            g_test_message("type %u", types[i]);
-            g_assert_cmpint(run(disk, types[i], 0, PAGE), ==, UNSUPP);
-        }
-        if (lap == 0) {
-            g_autofree char *said = qtest_hmp(disk->vm->qts,
-                                              "drive_del drive0");
-
-            g_assert_cmpstr(said, ==, "");
-        }
-    }
+    assert_all_types(disk, 0, UNSUPP);
+    drive_del(disk, "drive0");
+    assert_all_types(disk, 0, UNSUPP);
 }
 
 int main(int argc, char **argv)
@@ -644,12 +833,18 @@ int main(int argc, char **argv)
         { "config", test_config, .vm = zoned_vm },
         { "report", test_report, .vm = zoned_vm },
         { "states", test_states, .vm = zoned_vm },
+        { "limits", test_limits, .vm = zoned_vm },
         { "bounds", test_bounds, .vm = zoned_vm },
         { "full", test_full, .vm = zoned_vm },
+        { "last", test_last, .vm = zoned_vm },
+        { "border", test_border, .vm = zoned_vm },
         { "types", test_types, .vm = zoned_vm },
         { "at-once", test_at_once, .vm = zoned_vm },
         { "unwritten", test_unwritten, .vm = zoned_vm },
         { "no-room", test_no_room, .vm = zoned_vm, .ends_unserved = true },
+        { "drive-del", test_drive_del, .vm = zoned_drive_vm,
+          .ends_unserved = true },
+        { "leave", test_leave, .vm = zoned_vm },
     };
 
     /* Each kind of ring, and QEMU's own path: it is a slow machine. */
