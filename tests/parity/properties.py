@@ -57,6 +57,7 @@ PROPERTIES: Dict[str, Any] = {
                           65536, -1]),
     'queue-size': Values([0, 1, 2, 3, 4, 100, 128, 256, 1024, 2048, 32768,
                           65535, 65536]),
+    'x-exact-queue-size': Values(BOOLS, {'queue-size': 16}),
     'config-wce': Values(BOOLS),
     'write-cache': Values(AUTO),
     'x-enable-wce-if-config-wce': Values(BOOLS),

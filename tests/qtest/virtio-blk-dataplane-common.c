@@ -349,7 +349,6 @@ DpDisk *dp_disk_probe(DpVm *vm, const char *id, int slot)
     disk->pci = pci;
     disk->no_msix = false;
     qvirtio_pci_device_enable(pci);
-    disk->want_num = is_modern(disk) ? DEFAULT_NUM : 0;
     return disk;
 }
 
@@ -461,15 +460,19 @@ void dp_disk_place_ring(DpDisk *disk, uint64_t desc, uint64_t avail,
 static void set_up_queue(DpDisk *disk)
 {
     QVirtioDevice *vdev = disk->vdev;
+    unsigned want = disk->want_num;
 
     vdev->bus->queue_select(vdev, disk->index);
     disk->num = vdev->bus->get_queue_size(vdev);
-    if (disk->want_num) {
+    if (!want && is_modern(disk)) {
+        want = MIN(disk->num, DEFAULT_NUM);
+    }
+    if (want) {
         common_writew(disk, offsetof(struct virtio_pci_common_cfg,
-                                     queue_size), disk->want_num);
+                                     queue_size), want);
         disk->num = common_readw(disk, offsetof(struct virtio_pci_common_cfg,
                                                 queue_size));
-        g_assert_cmpuint(disk->num, ==, disk->want_num);
+        g_assert_cmpuint(disk->num, ==, want);
     }
 
     g_free(disk->vqpci);

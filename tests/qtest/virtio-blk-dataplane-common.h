@@ -145,7 +145,7 @@ typedef struct DpDisk {
     QVirtQueuePCI *vqpci;
     QVirtQueue *vq;
     unsigned num;           /* queue size */
-    unsigned want_num;      /* size to set up; 0: the device's choice */
+    unsigned want_num;      /* size to set up; 0: the device's, or 256 of it */
     uint64_t ring;          /* memory of the ring */
     uint64_t ring_size;
     /*

@@ -26,6 +26,7 @@
 #include "libqos/malloc-pc.h"
 #include "libqos/pci-pc.h"
 #include "virtio-blk-dataplane-common.h"
+#include "virtio-blk-dataplane-regs.h"
 
 #define OK VIRTIO_BLK_S_OK
 #define MIB (1024 * 1024)
@@ -129,11 +130,9 @@ static Guest *guest_new(DpVm *vm, const char *props)
     return g;
 }
 
-/* A guest with a load, and memory that keeps a migration from its end */
-static Guest *guest_start(const DpMode *mode, const char *props)
+/* A load, and memory that keeps a migration from its end */
+static void guest_load(Guest *g)
 {
-    g_autofree char *path = dp_image("disk.img", IMAGE_MB * MIB);
-    Guest *g = guest_new(vm_on_image(mode, "raw", NULL, props), props);
     uint64_t ballast;
 
     g->load = dp_load_new(g->disk, DEPTH, FIRST);
@@ -141,6 +140,14 @@ static Guest *guest_start(const DpMode *mode, const char *props)
     /* The last that is allocated is the last that is sent */
     ballast = guest_alloc(&g->vm->alloc, BALLAST);
     qtest_memset(g->vm->qts, ballast, 1, BALLAST);
+}
+
+static Guest *guest_start(const DpMode *mode, const char *props)
+{
+    g_autofree char *path = dp_image("disk.img", IMAGE_MB * MIB);
+    Guest *g = guest_new(vm_on_image(mode, "raw", NULL, props), props);
+
+    guest_load(g);
     return g;
 }
 
@@ -597,6 +604,48 @@ static void test_failures(const void *opaque)
     guest_finish(g, mode);
 }
 
+/* --- queue sizes ------------------------------------------------------ */
+
+#define IGNORED ",x-exact-queue-size=off"   /* as in 10.0.13 */
+
+/* The driver uses @num entries, and goes on seeing @max after a reset. */
+static const struct {
+    const char *from;
+    const char *to;
+    unsigned num;
+    unsigned max;
+} queue_sizes[] = {
+    { ",queue-size=64" IGNORED, ",queue-size=64", 1024, 1024 },
+    { ",queue-size=64" IGNORED, ",queue-size=64", 256, 1024 },
+    { ",queue-size=64", ",queue-size=64" IGNORED, 64, 64 },
+    { ",queue-size=128", ",queue-size=64", 64, 128 },
+};
+
+static void test_queue_sizes(const void *opaque)
+{
+    const DpMode *mode = opaque;
+
+    for (unsigned i = 0; i < ARRAY_SIZE(queue_sizes); i++) {
+        g_autofree char *path = dp_image("disk.img", IMAGE_MB * MIB);
+        Guest *g = guest_new(vm_on_image(mode, "raw", NULL,
+                                         queue_sizes[i].from),
+                             queue_sizes[i].to);
+
+        g_test_message("%u of %u", queue_sizes[i].num, queue_sizes[i].max);
+        g->disk->want_num = queue_sizes[i].num;
+        dp_disk_start(g->disk, DP_F_ALL);
+        guest_load(g);
+        hop(g, mode, PRECOPY);
+        dp_disk_reset(g->disk);
+        dp_load_reset(g->load);
+        g_assert_cmpuint(dp_reg_readw(g->disk, DP_CFG(queue_size)), ==,
+                         queue_sizes[i].max);
+        g->disk->want_num = queue_sizes[i].max;
+        dp_disk_start(g->disk, DP_F_ALL);
+        guest_finish(g, mode);
+    }
+}
+
 /* --- parked requests -------------------------------------------------- */
 
 /* Of each framing a write and a read, far apart, which blkdebug lets fail */
@@ -936,6 +985,56 @@ static void test_wire_sizes(const DpMode *mode)
     g_free(g);
 }
 
+#define RINGSIZE "virtio/ringsize"
+
+/* Where the stream has the size of queue 0: the one in use, or the largest */
+static size_t find_queue_size(const char *stream, size_t len, DpDisk *disk,
+                              bool largest)
+{
+    uint8_t queue[16];
+    const char *at;
+
+    stl_be_p(queue, 1);                 /* number of queues */
+    stl_be_p(queue + 4, disk->num);
+    stq_be_p(queue + 8, disk->vq->desc);
+    at = largest ? memmem(stream, len, RINGSIZE, strlen(RINGSIZE)) :
+                   memmem(stream, len, queue, sizeof(queue));
+    g_assert_nonnull(at);
+    return at - stream + (largest ? strlen(RINGSIZE) + 4 : 4);
+}
+
+/* covers: M9: no device has such a queue, and what would index it must not */
+static void test_wire_queue_sizes(const DpMode *mode)
+{
+    static const uint32_t sizes[] = { 0, 1025, 0x80000000, UINT32_MAX };
+    g_autofree char *image = dp_image("disk.img", IMAGE_MB * MIB);
+    g_autofree char *path = dp_tmp("stream");
+    g_autofree char *uri = uri_of(TO_FILE);
+    g_autofree char *stream = NULL;
+    Guest *g = guest_new(vm_on_image(mode, "raw", NULL, ""), "");
+    size_t len;
+
+    set_way(g->vm, TO_FILE);
+    send_to(g->vm, uri, FAST);
+    wait_status(g->vm, NULL, "completed");
+    g_assert_true(g_file_get_contents(path, &stream, &len, NULL));
+    for (unsigned i = 0; i < 2 * ARRAY_SIZE(sizes); i++) {
+        size_t at = find_queue_size(stream, len, g->disk, i % 2);
+        uint32_t good = ldl_be_p(stream + at);
+
+        g_assert_cmpuint(good, ==, i % 2 ? 1024 : g->disk->num);
+        stl_be_p(stream + at, sizes[i / 2]);
+        g_assert_true(g_file_set_contents(path, stream, len, NULL));
+        vm_discard(vm_from_file(mode, "", false));
+        stl_be_p(stream + at, good);
+    }
+    g_assert_true(g_file_set_contents(path, stream, len, NULL));
+    vm_discard(vm_from_file(mode, "", true));
+    dp_disk_free(g->disk);
+    dp_vm_quit(g->vm);
+    g_free(g);
+}
+
 /* --- snapshots of the machine ----------------------------------------- */
 
 static void wait_job(DpVm *vm, const char *id)
@@ -1043,6 +1142,9 @@ int main(int argc, char **argv)
     static const DpTest wire_sizes = {
         "wire-sizes", .own_vm = test_wire_sizes
     };
+    static const DpTest wire_queue_sizes = {
+        "wire-queue-sizes", .own_vm = test_wire_queue_sizes
+    };
     static const DpTest plane[] = {
         { "snapshot/rewind", .own_vm = test_snapshot_rewind },
     };
@@ -1059,6 +1161,11 @@ int main(int argc, char **argv)
                         &dp_mode_iothread, test_parked_return);
     dp_add_row("migration", &wire_sizes, &dp_mode_packed);
     dp_add_row("migration", &wire_sizes, &dp_mode_off_packed);
+    dp_add_row("migration", &wire_queue_sizes, &dp_mode_iothread);
+    qtest_add_data_func("/virtio-blk-dataplane/migration/queue-sizes/iothread",
+                        &dp_mode_iothread, test_queue_sizes);
+    qtest_add_data_func("/virtio-blk-dataplane/migration/queue-sizes/off",
+                        &dp_mode_off, test_queue_sizes);
     dp_add_table("migration", plane, ARRAY_SIZE(plane), true);
     return g_test_run();
 }

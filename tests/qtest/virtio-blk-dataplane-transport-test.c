@@ -13,6 +13,7 @@
  */
 
 #include "qemu/osdep.h"
+#include "virtio-blk-dataplane-regs.h"
 #include "virtio-blk-dataplane-transport.h"
 
 #define MIB (1024 * 1024)
@@ -66,13 +67,14 @@ typedef struct Guest {
     DpDisk *disk;
 } Guest;
 
-static DpVm *start_mmio(const Setup *setup, const char *path)
+static DpVm *start_mmio(const Setup *setup, const char *path,
+                        const char *props)
 {
     return dp_mmio_vm("%s -blockdev file,node-name=f0,filename=%s "
                       "-blockdev raw,node-name=n0,file=f0 "
-                      "-device virtio-blk-device,id=d0,drive=n0,bus=%s%s",
+                      "-device virtio-blk-device,id=d0,drive=n0,bus=%s%s%s",
                       setup->transport->props, path, dp_mmio_bus(),
-                      setup->mode->props);
+                      setup->mode->props, props);
 }
 
 static DpTransport *probe(DpVm *vm, Driver driver)
@@ -90,21 +92,29 @@ static DpTransport *probe(DpVm *vm, Driver driver)
     }
 }
 
-/* The device is found, but not started. */
-static Guest guest_new(const Setup *setup)
+/* The device, which has these properties, too, is found, but not started. */
+static Guest guest_new_with(const Setup *setup, const char *props)
 {
     Guest g;
 
     if (setup->transport->driver == MMIO) {
         g_autofree char *path = dp_image("disk.img", IMAGE_SIZE);
 
-        g.vm = start_mmio(setup, path);
+        g.vm = start_mmio(setup, path, props);
     } else {
-        g.vm = dp_vm_file(setup->mode, IMAGE_SIZE, setup->transport->props);
+        g_autofree char *all = g_strconcat(setup->transport->props, props,
+                                           NULL);
+
+        g.vm = dp_vm_file(setup->mode, IMAGE_SIZE, all);
     }
     g.t = probe(g.vm, setup->transport->driver);
     g.disk = dp_transport_disk(g.t);
     return g;
+}
+
+static Guest guest_new(const Setup *setup)
+{
+    return guest_new_with(setup, "");
 }
 
 static void guest_quit(Guest *g)
@@ -284,6 +294,63 @@ static void test_sizes(const void *opaque)
     guest_quit(&g);
 }
 
+/* What the user sets, and what the driver sees */
+typedef struct UserSize {
+    const char *props;
+    unsigned max;
+    unsigned seg_max;
+} UserSize;
+
+static const UserSize user_sizes[] = {
+    { "", 1024, 254 },
+    { ",queue-size=4", 4, 2 },
+    { ",queue-size=128", 128, 126 },
+    { ",queue-size=1024", 1024, 1022 },
+    { ",queue-size=128,x-exact-queue-size=off", 1024, 126 },
+    { ",x-exact-queue-size=on", 1024, 254 },
+};
+
+/*
+ * covers: PCI-20, PCI-24, G5: the driver is offered what the user has set, and
+ * cannot have more
+ */
+static void one_user_size(const Setup *setup, const UserSize *size)
+{
+    Guest g = guest_new_with(setup, size->props);
+    QVirtioDevice *vdev = g.disk->vdev;
+    unsigned seg_max_at = offsetof(struct virtio_blk_config, seg_max);
+
+    g_test_message("\"%s\"", size->props);
+    dp_disk_init(g.disk, DP_F_ALL);
+    g_assert_cmpuint(vdev->bus->config_readl(vdev, seg_max_at), ==,
+                     size->seg_max);
+    dp_disk_reset(g.disk);
+    g_assert_cmpuint(dp_transport_max_num(g.t), ==, size->max);
+    if (setup->transport->driver == MODERN) {
+        dp_reg_writew(g.disk, DP_CFG(queue_size), 2 * size->max);
+        g_assert_cmpuint(dp_reg_readw(g.disk, DP_CFG(queue_size)), ==,
+                         size->max);
+    }
+    if (setup->transport->has_choice) {
+        one_size(&g, size->max / 2, setup->mode);
+        one_size(&g, size->max, setup->mode);
+        dp_disk_reset(g.disk);
+        g_assert_cmpuint(dp_transport_max_num(g.t), ==, size->max);
+    } else {
+        dp_disk_start(g.disk, DP_F_ALL);
+        fill_ring(g.disk, size->max, DP_INDIRECT);
+        dp_assert_mode(g.vm, setup->mode);
+    }
+    guest_quit(&g);
+}
+
+static void test_user_sizes(const void *opaque)
+{
+    for (unsigned i = 0; i < ARRAY_SIZE(user_sizes); i++) {
+        one_user_size(opaque, &user_sizes[i]);
+    }
+}
+
 /* Asks for no interrupt, and no leave to notify the device. */
 static void run_polled(DpDisk *disk, uint32_t type, uint32_t seed)
 {
@@ -341,6 +408,7 @@ static void test_odd_sizes(const void *opaque)
 #define NO_NOTIFICATION_DATA "notification_data' not found"
 #define TWO_MAPPINGS "iothread and iothread-vq-mapping properties cannot be " \
                      "set at the same time"
+#define BAD_SIZE "must be a power of 2 (max 1024)"
 #define MAPPING "\"iothread-vq-mapping\":[{\"iothread\":\"io1\"}]"
 
 typedef struct Refused {
@@ -367,6 +435,10 @@ static const Refused refused[] = {
       MMIO_NO_EVENTFD "iothread=io0", NEED_EVENTFD },
     { "mmio/private-without-ioeventfd", true,
       MMIO_NO_EVENTFD "x-data-plane=on", NEED_EVENTFD },
+    { "pci/queue-size-2", false, PCI "queue-size=2", "must be > 2" },
+    { "pci/queue-size-100", false, PCI "queue-size=100", BAD_SIZE },
+    { "pci/queue-size-2048", false, PCI "queue-size=2048", BAD_SIZE },
+    { "pci/queue-size-65534", false, PCI "queue-size=65534", BAD_SIZE },
     { "mmio/notification-data", true,
       MMIO_BUS "iothread=io0,notification_data=on", NO_NOTIFICATION_DATA },
 };
@@ -399,6 +471,47 @@ static void test_refused(const void *opaque)
     g_assert_cmpint(WEXITSTATUS(status), ==, 1);
     if (!strstr(err, r->message)) {
         g_error("QEMU said \"%s\", not \"%s\"", err, r->message);
+    }
+}
+
+/* --- machine types ----------------------------------------------------- */
+
+/* What a driver sees on machines of the past is what it always saw there. */
+static const struct {
+    const char *machine;
+    UserSize size;
+} machines[] = {
+    { "pc-i440fx-10.0", { ",queue-size=64", 64, 62 } },
+    { "pc-q35-10.0", { "", 1024, 254 } },
+    { "pc-i440fx-9.2", { ",queue-size=64", 1024, 62 } },
+    { "pc-i440fx-9.2", { ",queue-size=64,x-exact-queue-size=on", 64, 62 } },
+    { "pc-i440fx-4.2", { "", 1024, 126 } },
+    { "pc-i440fx-4.2", { ",queue-size=256", 1024, 126 } },
+};
+
+static void test_machines(void)
+{
+    for (unsigned i = 0; i < ARRAY_SIZE(machines); i++) {
+        const UserSize *size = &machines[i].size;
+        DpVm *vm = dp_vm_start("-M %s -blockdev null-co,node-name=n0 "
+                               "-device virtio-blk-pci,drive=n0,id=d0,addr=%d"
+                               ",disable-legacy=on,iothread=io0%s",
+                               machines[i].machine, DP_SLOT, size->props);
+        DpDisk *disk = dp_disk_probe(vm, "d0", DP_SLOT);
+        unsigned seg_max_at = offsetof(struct virtio_blk_config, seg_max);
+
+        g_test_message("%s%s", machines[i].machine, size->props);
+        disk->want_num = size->max;
+        dp_disk_start(disk, DP_F_ALL);
+        g_assert_cmpuint(disk->num, ==, size->max);
+        g_assert_cmpuint(qvirtio_config_readl(disk->vdev, seg_max_at), ==,
+                         size->seg_max);
+        dp_assert_works(disk);
+        dp_disk_reset(disk);
+        g_assert_cmpuint(dp_reg_readw(disk, DP_CFG(queue_size)), ==,
+                         size->max);
+        dp_disk_free(disk);
+        dp_vm_quit(vm);
     }
 }
 
@@ -438,6 +551,7 @@ static const Test tests[] = {
     { "reset", test_reset, .modes = 2 },
     { "resize", test_resize, .modes = 2 },
     { "sizes", test_sizes, .choice_only = true, .modes = 1 },
+    { "user-sizes", test_user_sizes, .modes = 2 },
     { "odd-sizes", test_odd_sizes, .choice_only = true, .modes = 1 },
     { "notification-data", test_notification_data, .modern_only = true,
       .modes = 1 },
@@ -479,6 +593,10 @@ int main(int argc, char **argv)
             setups[i][j] = (Setup) { &transports[i], modes[j] };
         }
         add_tests(&transports[i], setups[i]);
+    }
+    if (!strcmp(qtest_get_arch(), "x86_64")) {
+        qtest_add_func("/virtio-blk-dataplane/transport/machines",
+                       test_machines);
     }
     for (unsigned i = 0; i < ARRAY_SIZE(refused); i++) {
         g_autofree char *path = g_strdup_printf(

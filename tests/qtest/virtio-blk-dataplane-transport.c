@@ -372,6 +372,15 @@ DpDisk *dp_transport_disk(DpTransport *t)
     return t->disk;
 }
 
+unsigned dp_transport_max_num(DpTransport *t)
+{
+    QVirtioDevice *vdev = t->disk->vdev;
+
+    vdev->bus->queue_select(vdev, 0);
+    return t->kind == MMIO ? mmio_read(t, VIRTIO_MMIO_QUEUE_NUM_MAX) :
+                             vdev->bus->get_queue_size(vdev);
+}
+
 void dp_transport_set_num(DpTransport *t, unsigned num)
 {
     g_assert(t->kind != PCI_LEGACY);

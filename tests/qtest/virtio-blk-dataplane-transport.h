@@ -57,6 +57,13 @@ void dp_transport_free(DpTransport *t);
 DpDisk *dp_transport_disk(DpTransport *t);
 
 /**
+ * dp_transport_max_num: the largest size of queue 0 that the device offers
+ *
+ * The queue must not be set up.
+ */
+unsigned dp_transport_max_num(DpTransport *t);
+
+/**
  * dp_transport_set_num: the size that the driver chooses at its next start
  *
  * Not on legacy PCI, where there is no choice.
