@@ -55,6 +55,7 @@ void bench_device_init(BenchDevice *dev, const BenchDeviceOps *ops,
 {
     dev->ops = ops;
     dev->mem = mem;
+    dev->num_disks = 1;
     dev->threads = g_array_new(FALSE, FALSE, sizeof(BenchThread));
     g_array_set_clear_func(dev->threads, clear_thread);
 }
@@ -126,9 +127,10 @@ bool bench_device_set_queues(BenchDevice *dev, const BenchWish *wish,
     if (wish->queue_size && wish->queue_size < size) {
         size = wish->queue_size;
     }
-    dev->num_queues = wish->queues;
-    dev->queues = g_new0(BenchQueue, wish->queues);
-    for (unsigned i = 0; i < wish->queues; i++) {
+    dev->num_disks = MAX(wish->disks, 1);
+    dev->num_queues = wish->queues * dev->num_disks;
+    dev->queues = g_new0(BenchQueue, dev->num_queues);
+    for (unsigned i = 0; i < dev->num_queues; i++) {
         dev->queues[i].size = size;
         dev->queues[i].kick_fd = -1;
         dev->queues[i].call_fd = -1;

@@ -39,14 +39,15 @@
 
 /* What the driver wants of the device */
 typedef struct BenchWish {
-    unsigned queues;
+    unsigned queues;            /* of each disk */
     unsigned queue_size;        /* largest that is wanted; 0: what there is */
     bool packed;
     bool in_order;
     bool indirect;
     bool event_idx;
     bool flush;                 /* where it is offered */
-    unsigned idle_disks;        /* beside it, which are only started */
+    unsigned disks;             /* all of one kind; 0: one */
+    unsigned idle_disks;        /* beside them, which are only started */
 } BenchWish;
 
 /* One queue: sizes and addresses are the driver's, the rest the device's */
@@ -93,8 +94,9 @@ struct BenchDevice {
     BenchMemory *mem;
     uint64_t features;          /* negotiated */
     bool read_only;
-    uint64_t capacity;          /* sectors of 512 bytes */
-    unsigned num_queues;        /* in use */
+    uint64_t capacity;          /* of each disk, sectors of 512 bytes */
+    unsigned num_disks;
+    unsigned num_queues;        /* in use, of all disks, one after the other */
     BenchQueue *queues;         /* num_queues of them; their size is set */
     pid_t pid;                  /* of the device's process, 0 if not known */
     /* BenchThreads that serve requests; bench_device_quiet() may change them */
@@ -104,14 +106,14 @@ struct BenchDevice {
 };
 
 /**
- * bench_qemu_new: start QEMU with one virtio-blk-pci disk and reset the disk
+ * bench_qemu_new: start QEMU with virtio-blk-pci disks and reset them
  * @argv: NULL-terminated: the binary and its options for backend, IOThreads
- *        and the disk; machine, memory, and sockets are added here
+ *        and the disks; machine, memory, and sockets are added here
  * @wish: what is to be negotiated
  * @mem: becomes the guest's RAM; outlives the device
  *
  * Returns: NULL with @errp set, and no process left, if QEMU does not start
- *          or the disk cannot do what is wished
+ *          or a disk cannot do what is wished
  */
 BenchDevice *bench_qemu_new(char **argv, const BenchWish *wish,
                             BenchMemory *mem, GError **errp);
@@ -181,6 +183,14 @@ static inline bool bench_device_has(const BenchDevice *dev, unsigned bit)
     return dev->features >> bit & 1;
 }
 
+/**
+ * bench_device_disk_queues: how many queues each disk has
+ */
+static inline unsigned bench_device_disk_queues(const BenchDevice *dev)
+{
+    return dev->num_queues / dev->num_disks;
+}
+
 /* For the implementations: */
 
 /**
@@ -206,7 +216,7 @@ bool bench_device_negotiate(BenchDevice *dev, uint64_t offered,
 
 /**
  * bench_device_set_queues: make @dev->queues
- * @offered: number of queues that the device has
+ * @offered: number of queues that each disk has
  * @size: largest size of a queue
  *
  * Returns: false with @errp set if it has too few

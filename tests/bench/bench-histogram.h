@@ -51,6 +51,20 @@ static inline void bench_histogram_add(BenchHistogram *h, uint64_t value,
 }
 
 /**
+ * bench_histogram_merge: add all values of another one
+ */
+static inline void bench_histogram_merge(BenchHistogram *h,
+                                         const BenchHistogram *other)
+{
+    for (unsigned i = 0; i < BENCH_HIST_BUCKETS; i++) {
+        h->count[i] += other->count[i];
+    }
+    h->total += other->total;
+    h->sum += other->sum;
+    h->max = MAX(h->max, other->max);
+}
+
+/**
  * bench_histogram_upper: largest value that a bucket stands for
  */
 static inline uint64_t bench_histogram_upper(unsigned bucket)

@@ -9,10 +9,6 @@
 #include "bench-idle.h"
 #include "bench-ring.h"
 
-/* Behind the windows of the other devices; a BAR has 16 KiB at most */
-#define WINDOW      0xf8000000u
-#define BAR_STEP    0x4000u
-#define NUM_BARS    6
 #define QUEUE_SIZE  256u
 
 static bool start_disk(const BenchPciKind *kind, BenchQtest *qt,
@@ -45,16 +41,12 @@ static bool start_disk(const BenchPciKind *kind, BenchQtest *qt,
     return !bench_qtest_failed(qt, errp);
 }
 
-bool bench_idle_start(BenchQtest *qt, unsigned disks, uint64_t features,
-                      BenchMemory *mem, GError **errp)
+bool bench_idle_start(BenchQtest *qt, unsigned place, unsigned disks,
+                      uint64_t features, BenchMemory *mem, GError **errp)
 {
-    BenchPciKind kind = bench_pci_blk;
-
-    kind.bar_step = BAR_STEP;
     for (unsigned i = 0; i < disks; i++) {
-        kind.slot = BENCH_PCI_IDLE_SLOT + i / 8;
-        kind.function = i % 8;
-        kind.window = WINDOW + i * NUM_BARS * BAR_STEP;
+        BenchPciKind kind = bench_pci_blk_at(place + i);
+
         if (!start_disk(&kind, qt, features, mem, errp)) {
             g_prefix_error(errp, "idle disk %u: ", i);
             return false;

@@ -76,6 +76,8 @@ typedef struct LoadQueue {
     Slot *slots;
     RequestMemory *mem;         /* of each slot */
     unsigned in_flight;
+    BenchHistogram *latency;    /* of its disk */
+    uint64_t pattern_block;     /* its disk's first one in the pattern */
     uint64_t next_block;        /* sequential runs */
     uint64_t first_block;
     uint64_t end_block;
@@ -103,7 +105,8 @@ typedef enum Phase {
 struct BenchLoad {
     BenchDevice *dev;
     LoadQueue *queues;
-    BenchPattern *pattern;
+    BenchPattern *pattern;      /* of all disks, one after the other */
+    BenchHistogram *disks;      /* latency of each, see BenchResult */
 
     /* The present run */
     const BenchRun *run;
@@ -116,7 +119,7 @@ struct BenchLoad {
     uint32_t max_len;           /* that the device may write of a request */
     Phase phase;
     Reading begin;
-    uint64_t blocks;
+    uint64_t blocks;            /* of each disk */
     uint64_t random;
     uint64_t end_ns;            /* of the phase */
     uint64_t progress_ns;       /* when something was used last */
@@ -127,6 +130,7 @@ struct BenchLoad {
 typedef struct Sweep {
     uint64_t now;
     uint64_t random;
+    BenchHistogram *latency;
 
     /* Requests of one sweep mostly end in one sweep, too: counted together */
     uint64_t same_start_ns;
@@ -204,6 +208,10 @@ static void finish_measurement(BenchLoad *load)
     Reading begin = load->begin, end = take_reading(load);
     BenchResult *result = load->result;
 
+    for (unsigned i = 0; i < load->dev->num_disks; i++) {
+        bench_histogram_merge(&result->latency, &load->disks[i]);
+    }
+    result->disks = load->disks;
     result->requests = result->latency.total;
     result->ns = end.ns - begin.ns;
     result->thread_cpu_ns = end.thread_cpu_ns - begin.thread_cpu_ns;
@@ -345,7 +353,7 @@ INLINE bool next_block(BenchLoad *load, LoadQueue *q, Sweep *s, Mode mode,
         *block = run->random ? random_below(s, load->blocks)
                              : next_sequential(q);
     } while (any && run->verify &&
-             !bench_pattern_lock(load->pattern, *block));
+             !bench_pattern_lock(load->pattern, q->pattern_block + *block));
     return true;
 }
 
@@ -374,7 +382,8 @@ INLINE bool make_request(BenchLoad *load, LoadQueue *q, Sweep *s, unsigned i,
     slot->start_ns = s->now;
     slot->block = block;
     if (mode == MODE_ANY && write && load->run->verify) {
-        bench_pattern_fill(load->pattern, block, slot->data);
+        bench_pattern_fill(load->pattern, q->pattern_block + block,
+                           slot->data);
     }
     add_request(load, q, i, write ? TYPE_OUT : TYPE_IN,
                 block * load->block_sectors, mode);
@@ -445,30 +454,33 @@ static bool tell_fault(const BenchLoad *load, const LoadQueue *q,
     return status_error(load, q, i, errp);
 }
 
-static bool verify_slot(BenchLoad *load, const Slot *slot, GError **errp)
+static bool verify_slot(BenchLoad *load, const LoadQueue *q, const Slot *slot,
+                        GError **errp)
 {
+    uint64_t block = q->pattern_block + slot->block;
+
     if (slot->type == TYPE_IN) {
-        if (!bench_pattern_check(load->pattern, slot->block, slot->data,
-                                 errp)) {
+        if (!bench_pattern_check(load->pattern, block, slot->data, errp)) {
             return false;
         }
         load->result->verified++;
     }
-    bench_pattern_unlock(load->pattern, slot->block);
+    bench_pattern_unlock(load->pattern, block);
     return true;
 }
 
-static void count(BenchLoad *load, uint64_t ns, unsigned n)
+static void count(const BenchLoad *load, const Sweep *s)
 {
-    if (n && load->phase == PHASE_MEASURE) {
-        bench_histogram_add(&load->result->latency, ns, n);
+    if (s->num_same && load->phase == PHASE_MEASURE) {
+        bench_histogram_add(s->latency, s->now - s->same_start_ns,
+                            s->num_same);
     }
 }
 
-INLINE void count_one(BenchLoad *load, Sweep *s, uint64_t start)
+INLINE void count_one(const BenchLoad *load, Sweep *s, uint64_t start)
 {
     if (start != s->same_start_ns) {
-        count(load, s->now - s->same_start_ns, s->num_same);
+        count(load, s);
         s->same_start_ns = start;
         s->num_same = 0;
     }
@@ -497,7 +509,7 @@ INLINE bool complete_one(BenchLoad *load, LoadQueue *q, Sweep *s, Mode mode,
         return tell_fault(load, q, used, i, errp);
     }
     if (mode == MODE_ANY && load->run->verify && load->phase != PHASE_PREPARE &&
-        !verify_slot(load, &q->slots[i], errp)) {
+        !verify_slot(load, q, &q->slots[i], errp)) {
         return false;
     }
     count_one(load, s, q->slots[i].start_ns);
@@ -524,14 +536,17 @@ INLINE void fetch_used(const BenchLoad *load, const LoadQueue *q, Mode mode,
     }
 }
 
-INLINE Sweep begin_sweep(const BenchLoad *load, uint64_t now)
+INLINE Sweep begin_sweep(const BenchLoad *load, const LoadQueue *q,
+                         uint64_t now)
 {
-    return (Sweep) { .now = now, .random = load->random };
+    return (Sweep) {
+        .now = now, .random = load->random, .latency = q->latency,
+    };
 }
 
 INLINE void end_sweep(BenchLoad *load, const Sweep *s)
 {
-    count(load, s->now - s->same_start_ns, s->num_same);
+    count(load, s);
     load->random = s->random;
 }
 
@@ -539,7 +554,7 @@ INLINE void end_sweep(BenchLoad *load, const Sweep *s)
 INLINE bool take_used(BenchLoad *load, LoadQueue *q, uint16_t n, uint64_t now,
                       Mode mode, GError **errp)
 {
-    Sweep s = begin_sweep(load, now);
+    Sweep s = begin_sweep(load, q, now);
     bool ok = true;
 
     fetch_used(load, q, mode, n);
@@ -754,7 +769,7 @@ static bool run_phase(BenchLoad *load, GError **errp)
 
 static void fill_queue(BenchLoad *load, LoadQueue *q, uint64_t now)
 {
-    Sweep s = begin_sweep(load, now);
+    Sweep s = begin_sweep(load, q, now);
 
     for (unsigned i = 0; i < load->depth; i++) {
         q->in_flight += make_request(load, q, &s, i, MODE_ANY);
@@ -764,15 +779,19 @@ static void fill_queue(BenchLoad *load, LoadQueue *q, uint64_t now)
 
 static bool begin_phase(BenchLoad *load, Phase phase, GError **errp)
 {
+    unsigned per_disk = bench_device_disk_queues(load->dev);
     uint64_t now = bench_clock_ns();
 
     load->phase = phase;
     load->end_ns = now + load->run->warmup_ms * MS;
     for (unsigned i = 0; i < load->dev->num_queues; i++) {
         LoadQueue *q = &load->queues[i];
+        unsigned part = i % per_disk;
 
-        q->first_block = load->blocks * i / load->dev->num_queues;
-        q->end_block = load->blocks * (i + 1) / load->dev->num_queues;
+        q->latency = &load->disks[i / per_disk];
+        q->pattern_block = load->blocks * (i / per_disk);
+        q->first_block = load->blocks * part / per_disk;
+        q->end_block = load->blocks * (part + 1) / per_disk;
         q->next_block = q->first_block;
         fill_queue(load, q, now);
     }
@@ -811,7 +830,8 @@ static bool check_run(BenchLoad *load, const BenchRun *run, GError **errp)
         return refuse(errp, "the region is larger than the disk");
     }
     load->blocks = (run->region ? run->region : size) / run->block_size;
-    if (load->blocks / 2 < (uint64_t)run->depth * dev->num_queues) {
+    if (load->blocks / 2 <
+        (uint64_t)run->depth * bench_device_disk_queues(dev)) {
         return refuse(errp, "the disk is too small for this depth and block "
                       "size");
     }
@@ -843,16 +863,18 @@ static void prepare_slots(BenchLoad *load)
 /* Writes all blocks if it is not known what they hold */
 static bool prepare_pattern(BenchLoad *load, GError **errp)
 {
+    uint64_t blocks = load->blocks * load->dev->num_disks;
+
     if (!load->run->verify) {
         g_clear_pointer(&load->pattern, bench_pattern_free);
         return true;
     }
-    if (load->pattern && load->pattern->blocks == load->blocks &&
+    if (load->pattern && load->pattern->blocks == blocks &&
         load->pattern->block_size == load->run->block_size) {
         return true;
     }
     bench_pattern_free(load->pattern);
-    load->pattern = bench_pattern_new(load->blocks, load->run->block_size);
+    load->pattern = bench_pattern_new(blocks, load->run->block_size);
     return begin_phase(load, PHASE_PREPARE, errp);
 }
 
@@ -900,6 +922,7 @@ bool bench_load_run(BenchLoad *load, const BenchRun *run, BenchResult *result,
     bool ok;
 
     memset(result, 0, sizeof(*result));
+    memset(load->disks, 0, load->dev->num_disks * sizeof(*load->disks));
     use_run(load, run);
     load->result = result;
     load->random = run->seed;
@@ -966,6 +989,7 @@ BenchLoad *bench_load_new(BenchDevice *dev, GError **errp)
     load->dev = dev;
     load->step = bench_device_has(dev, BENCH_F_INDIRECT_DESC) ? 1 : DESCS;
     load->queues = g_new0(LoadQueue, dev->num_queues);
+    load->disks = g_new0(BenchHistogram, dev->num_disks);
     for (unsigned i = 0; i < dev->num_queues; i++) {
         bench_ring_layout(&dev->queues[i], packed, dev->mem);
         bench_ring_init(&load->queues[i].ring, &dev->queues[i], dev,
@@ -990,5 +1014,6 @@ void bench_load_free(BenchLoad *load)
     }
     bench_pattern_free(load->pattern);
     g_free(load->queues);
+    g_free(load->disks);
     g_free(load);
 }

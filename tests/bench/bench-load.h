@@ -27,7 +27,7 @@ typedef struct BenchRun {
     unsigned depth;             /* requests in flight per queue */
     unsigned warmup_ms;
     unsigned time_ms;
-    uint64_t region;            /* bytes worked on; 0: the whole disk */
+    uint64_t region;            /* bytes of each disk; 0: the whole disk */
     uint64_t seed;
 } BenchRun;
 
@@ -44,6 +44,7 @@ typedef struct BenchResult {
     uint64_t served;            /* requests that the device counted, if so */
     uint64_t verified;          /* blocks read and compared, in the whole run */
     BenchHistogram latency;     /* ns */
+    const BenchHistogram *disks;    /* of each disk, until the next run */
 } BenchResult;
 
 typedef struct BenchLoad BenchLoad;

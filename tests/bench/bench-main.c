@@ -1,5 +1,5 @@
 /*
- * A virtio-blk driver at native speed, one device at a time
+ * A virtio-blk driver at native speed, one QEMU or back-end at a time
  *
  * Reads what to run from standard input, a line per run, and answers each with
  * a line of JSON: the interface of scripts/bench, which knows what to compare.
@@ -23,7 +23,8 @@
 static const char summary[] =
     "Works a virtio-blk disk as a guest's driver would, without a guest.  QEMU\n"
     "is started with a halted vCPU; machine and memory are added to the command\n"
-    "line, which must have one virtio-blk-pci device on an IOThread.\n"
+    "line, which must have one virtio-blk-pci device on an IOThread, and with\n"
+    "--disks more of them, in functions of the slots from 8 on.\n"
     "\n"
     "Each line of standard input is a run, in options as in\n"
     "  --rw read --bs 4096 --depth 32 --time-ms 500\n"
@@ -35,6 +36,7 @@ typedef struct Session {
     int queue_size;
     int memory;
     int cpu;
+    int disks;
     int idle_disks;
     char *thread_cpus;
     char *ring;
@@ -108,6 +110,7 @@ static void report_ready(const BenchDevice *dev)
     JsonBuilder *b = begin_event("ready");
 
     add_int(b, "capacity", dev->capacity);
+    add_int(b, "disks", dev->num_disks);
     add_int(b, "queues", dev->num_queues);
     add_int(b, "queue_size", dev->queues[0].size);
     json_builder_set_member_name(b, "flush");
@@ -140,7 +143,10 @@ static void add_latency(JsonBuilder *b, const BenchHistogram *h)
     add_int(b, "p999", bench_histogram_percentile(h, 0.999));
     add_int(b, "max", h->max);
     json_builder_end_object(b);
+}
 
+static void add_histogram(JsonBuilder *b, const BenchHistogram *h)
+{
     json_builder_set_member_name(b, "histogram");
     json_builder_begin_array(b);
     for (unsigned i = 0; i < BENCH_HIST_BUCKETS; i++) {
@@ -150,6 +156,21 @@ static void add_latency(JsonBuilder *b, const BenchHistogram *h)
             json_builder_add_int_value(b, h->count[i]);
             json_builder_end_array(b);
         }
+    }
+    json_builder_end_array(b);
+}
+
+static void add_disks(JsonBuilder *b, const BenchHistogram *disks, unsigned n,
+                      double seconds)
+{
+    json_builder_set_member_name(b, "disks");
+    json_builder_begin_array(b);
+    for (unsigned i = 0; i < n; i++) {
+        json_builder_begin_object(b);
+        add_int(b, "requests", disks[i].total);
+        add_double(b, "iops", disks[i].total / seconds);
+        add_latency(b, &disks[i]);
+        json_builder_end_object(b);
     }
     json_builder_end_array(b);
 }
@@ -165,7 +186,8 @@ static void add_pair(JsonBuilder *b, const char *name, const char *first,
     json_builder_end_object(b);
 }
 
-static void report_result(const BenchRun *run, const BenchResult *r)
+static void report_result(const BenchRun *run, const BenchResult *r,
+                          unsigned num_disks)
 {
     JsonBuilder *b = begin_event("result");
     double seconds = r->ns / 1e9, n = MAX(r->requests, 1);
@@ -176,6 +198,8 @@ static void report_result(const BenchRun *run, const BenchResult *r)
     add_double(b, "mb_per_second",
                r->requests / seconds * run->block_size / 1e6);
     add_latency(b, &r->latency);
+    add_histogram(b, &r->latency);
+    add_disks(b, r->disks, num_disks, seconds);
     add_pair(b, "cpu_ns_per_request", "iothread", r->thread_cpu_ns / n,
              "process", r->process_cpu_ns / n);
     add_pair(b, "notifications_per_request", "available", r->kicks / n,
@@ -273,7 +297,7 @@ static bool parse_run(const char *line, BenchRun *run, GError **errp)
     return true;
 }
 
-static bool serve(BenchLoad *load, GError **errp)
+static bool serve(BenchLoad *load, unsigned num_disks, GError **errp)
 {
     g_autofree BenchResult *result = g_new(BenchResult, 1);
     g_autofree char *line = NULL;
@@ -286,7 +310,7 @@ static bool serve(BenchLoad *load, GError **errp)
             !bench_load_run(load, &run, result, errp)) {
             return false;
         }
-        report_result(&run, result);
+        report_result(&run, result, num_disks);
     }
     return true;
 }
@@ -352,6 +376,7 @@ static BenchDevice *make_device(const Session *s, BenchMemory *mem,
         .indirect = !s->no_indirect,
         .event_idx = !s->no_event_idx,
         .flush = true,
+        .disks = s->disks,
         .idle_disks = s->idle_disks,
     };
 
@@ -379,7 +404,7 @@ static bool run_session(const Session *s, GError **errp)
     }
     if (load && pin(s, dev, errp)) {
         report_ready(dev);
-        ok = serve(load, errp);
+        ok = serve(load, dev->num_disks, errp);
     }
     bench_load_free(load);
     bench_device_free(dev);
@@ -404,8 +429,11 @@ static bool check_session(const Session *s, GError **errp)
               "command line";
     } else if (s->hold && !s->vhost_user) {
         why = "--hold belongs to --vhost-user";
-    } else if (s->idle_disks < 0 || s->idle_disks > BENCH_IDLE_MAX) {
-        why = "there is no room for so many --idle-disks";
+    } else if (s->disks < 1 || s->idle_disks < 0 ||
+               s->disks - 1ll + s->idle_disks > BENCH_PCI_PLACES) {
+        why = "there is no room for so many --disks and --idle-disks";
+    } else if (s->disks > 1 && !s->argv[1]) {
+        why = "only QEMU can have several --disks";
     }
     if (why) {
         g_set_error(errp, BENCH_ERROR, 0, "%s (see --help)", why);
@@ -415,10 +443,10 @@ static bool check_session(const Session *s, GError **errp)
 
 int main(int argc, char **argv)
 {
-    Session s = { .queues = 1, .memory = 128, .cpu = -1 };
+    Session s = { .queues = 1, .disks = 1, .memory = 128, .cpu = -1 };
     const GOptionEntry entries[] = {
         { "queues", 0, 0, G_OPTION_ARG_INT, &s.queues,
-          "queues to use (default 1)", "N" },
+          "queues to use of each disk (default 1)", "N" },
         { "queue-size", 0, 0, G_OPTION_ARG_INT, &s.queue_size,
           "largest queue size wanted (default: the device's)", "N" },
         { "ring", 0, 0, G_OPTION_ARG_STRING, &s.ring,
@@ -436,8 +464,11 @@ int main(int argc, char **argv)
           "pin the IOThreads, one after the other", "CPU,..." },
         { "memory", 0, 0, G_OPTION_ARG_INT, &s.memory,
           "guest memory (default 128)", "MIB" },
+        { "disks", 0, 0, G_OPTION_ARG_INT, &s.disks,
+          "disks to use; all but one have places in slots from 8 on", "N" },
         { "idle-disks", 0, 0, G_OPTION_ARG_INT, &s.idle_disks,
-          "disks in slots from 8 on, to be started and left alone", "N" },
+          "disks in the places behind them, to be started and left alone",
+          "N" },
         { "vhost-user", 0, 0, G_OPTION_ARG_FILENAME, &s.vhost_user,
           "a vhost-user-blk back-end's socket", "SOCKET" },
         { "hold", 0, 0, G_OPTION_ARG_NONE, &s.hold,

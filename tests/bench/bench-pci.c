@@ -14,6 +14,10 @@
 
 #define NUM_BARS            6
 
+/* Behind the windows of the other devices; a BAR has 16 KiB at most */
+#define PLACES_WINDOW       0xf8000000u
+#define PLACES_BAR_STEP     0x4000u
+
 /* PCI configuration space */
 #define PCI_ID              0x00
 #define PCI_COMMAND         0x04
@@ -98,7 +102,7 @@ static bool find_device(BenchPci *pci, GError **errp)
     unsigned found = 0;
     unsigned devfn = 0;
     unsigned slot = pci->kind->slot;
-    unsigned end = slot ? slot + 1 : BENCH_PCI_IDLE_SLOT;
+    unsigned end = slot ? slot + 1 : BENCH_PCI_PLACES_SLOT;
 
     for (; slot < end; slot++) {
         pci->devfn = slot << 3 | pci->kind->function;
@@ -194,6 +198,17 @@ const BenchPciKind bench_pci_blk = {
     .window = 0xe0000000u,
     .bar_step = BENCH_PCI_BAR_STEP,
 };
+
+BenchPciKind bench_pci_blk_at(unsigned place)
+{
+    BenchPciKind kind = bench_pci_blk;
+
+    kind.slot = BENCH_PCI_PLACES_SLOT + place / 8;
+    kind.function = place % 8;
+    kind.window = PLACES_WINDOW + place * NUM_BARS * PLACES_BAR_STEP;
+    kind.bar_step = PLACES_BAR_STEP;
+    return kind;
+}
 
 bool bench_pci_init(BenchPci *pci, const BenchPciKind *kind, BenchQtest *qt,
                     GError **errp)

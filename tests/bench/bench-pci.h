@@ -32,10 +32,20 @@ typedef struct BenchPciKind {
 /* Room enough for any BAR of a device that is alone in its window */
 #define BENCH_PCI_BAR_STEP 0x01000000u
 
-/* From here on there are only devices that are asked for with their slot. */
-#define BENCH_PCI_IDLE_SLOT 8
+/*
+ * From here on there are only devices that are asked for with their place: a
+ * function of one of these slots.
+ */
+#define BENCH_PCI_PLACES_SLOT 8
+#define BENCH_PCI_PLACES ((32 - BENCH_PCI_PLACES_SLOT) * 8)
 
 extern const BenchPciKind bench_pci_blk;
+
+/**
+ * bench_pci_blk_at: a disk where there are many
+ * @place: below BENCH_PCI_PLACES
+ */
+BenchPciKind bench_pci_blk_at(unsigned place);
 
 typedef struct BenchPci {
     BenchQtest *qt;

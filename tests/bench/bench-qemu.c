@@ -1,7 +1,7 @@
 /*
- * A virtio-blk-pci device in a QEMU of our own
+ * virtio-blk-pci devices in a QEMU of our own
  *
- * Knows how to bring the device up and which of QEMU's eventfds are its
+ * Knows how to bring them up and which of QEMU's eventfds are their
  * notifiers.  Which those are QEMU does not tell, so they are found by trying
  * out:
  *
@@ -30,10 +30,15 @@
 #define PROBE_LOOKS         100
 #define PROBE_TRIES         20
 
+typedef struct QemuDisk {
+    BenchPciKind kind;
+    BenchPci pci;
+} QemuDisk;
+
 typedef struct BenchQemu {
     BenchDevice parent;
     BenchQtest *qt;
-    BenchPci pci;
+    QemuDisk *disks;
     unsigned idle_disks;
     bool quiet;
 } BenchQemu;
@@ -83,7 +88,18 @@ static void qemu_free(BenchDevice *dev)
     qemu_resume(dev, NULL);
     bench_qtest_end(q->qt);
     bench_device_cleanup(dev);
+    g_free(q->disks);
     g_free(q);
+}
+
+/* @queue: of all disks' queues; becomes its number in the disk */
+static BenchPci *disk_of_queue(BenchQemu *q, unsigned *queue)
+{
+    unsigned n = bench_device_disk_queues(&q->parent);
+    BenchPci *pci = &q->disks[*queue / n].pci;
+
+    *queue %= n;
+    return pci;
 }
 
 /* Probing */
@@ -131,6 +147,7 @@ static int try_kick(BenchQemu *q, unsigned queue, GError **errp)
 {
     BenchDevice *dev = &q->parent;
     g_autoptr(GArray) before = NULL;
+    BenchPci *pci = disk_of_queue(q, &queue);
     int fd = -1;
 
     if (!each_iothread(dev, bench_thread_freeze, errp)) {
@@ -138,7 +155,7 @@ static int try_kick(BenchQemu *q, unsigned queue, GError **errp)
     }
     before = bench_eventfds(dev->pid, errp);
     if (before) {
-        bench_pci_notify(&q->pci, queue);
+        bench_pci_notify(pci, queue);
         fd = wait_risen(dev->pid, before);
     }
     if (!each_iothread(dev, bench_thread_thaw, before ? errp : NULL)) {
@@ -181,7 +198,7 @@ static int probe(BenchQemu *q, unsigned queue, const char *what,
     }
     if (fd < 0) {
         g_set_error(errp, BENCH_ERROR, 0, "cannot find the eventfd for %s of "
-                    "queue %u: is ioeventfd=on, and does an IOThread serve the "
+                    "queue %u: is ioeventfd=on, and does an IOThread serve its "
                     "disk?", what, queue);
         return -1;
     }
@@ -201,27 +218,41 @@ static bool probe_queue(BenchQemu *q, unsigned i, GError **errp)
     return queue->call_fd >= 0;
 }
 
+static bool start_disk(BenchQemu *q, unsigned disk, GError **errp)
+{
+    BenchDevice *dev = &q->parent;
+    BenchPci *pci = &q->disks[disk].pci;
+    unsigned n = bench_device_disk_queues(dev);
+
+    bench_pci_enable_msix(pci, n, bench_memory_alloc(dev->mem, 64, 64), 0);
+    for (unsigned i = 0; i < n; i++) {
+        bench_pci_enable_queue(pci, i, &dev->queues[disk * n + i]);
+    }
+    bench_pci_driver_ok(pci);
+    if (bench_qtest_failed(q->qt, errp)) {
+        return false;
+    }
+    for (unsigned i = 0; i < n; i++) {
+        if (!probe_queue(q, disk * n + i, errp)) {
+            g_prefix_error(errp, "disk %u: ", disk);
+            return false;
+        }
+    }
+    return true;
+}
+
 static bool qemu_start(BenchDevice *dev, GError **errp)
 {
     BenchQemu *q = (BenchQemu *)dev;
 
-    bench_pci_enable_msix(&q->pci, dev->num_queues,
-                          bench_memory_alloc(dev->mem, 64, 64), 0);
-    for (unsigned i = 0; i < dev->num_queues; i++) {
-        bench_pci_enable_queue(&q->pci, i, &dev->queues[i]);
-    }
-    bench_pci_driver_ok(&q->pci);
-    if (bench_qtest_failed(q->qt, errp)) {
-        return false;
-    }
-    for (unsigned i = 0; i < dev->num_queues; i++) {
-        if (!probe_queue(q, i, errp)) {
+    for (unsigned i = 0; i < dev->num_disks; i++) {
+        if (!start_disk(q, i, errp)) {
             return false;
         }
     }
     /* Last, so that there are few eventfds to try out. */
-    return bench_idle_start(q->qt, q->idle_disks, dev->features, dev->mem,
-                            errp);
+    return bench_idle_start(q->qt, dev->num_disks - 1, q->idle_disks,
+                            dev->features, dev->mem, errp);
 }
 
 /* Starting QEMU */
@@ -251,28 +282,46 @@ static bool find_iothreads(BenchQemu *q, GError **errp)
     return true;
 }
 
-static bool set_up_device(BenchQemu *q, const BenchWish *wish, GError **errp)
+/* The first one is the only one in its slots, the others have places. */
+static bool find_disk(BenchQemu *q, unsigned i, const BenchWish *wish,
+                      GError **errp)
 {
     BenchDevice *dev = &q->parent;
+    QemuDisk *disk = &q->disks[i];
     uint64_t offered;
-    unsigned size;
 
-    if (!bench_pci_init(&q->pci, &bench_pci_blk, q->qt, errp)) {
+    disk->kind = i ? bench_pci_blk_at(i - 1) : bench_pci_blk;
+    if (!bench_pci_init(&disk->pci, &disk->kind, q->qt, errp)) {
         return false;
     }
-    offered = bench_pci_reset(&q->pci);
-    if (bench_qtest_failed(q->qt, errp) ||
-        !bench_device_negotiate(dev, offered, wish, errp) ||
-        !bench_pci_set_features(&q->pci, dev->features, errp)) {
-        return false;
+    offered = bench_pci_reset(&disk->pci);
+    return !bench_qtest_failed(q->qt, errp) &&
+           bench_device_negotiate(dev, offered, wish, errp) &&
+           bench_pci_set_features(&disk->pci, dev->features, errp);
+}
+
+static bool set_up_disks(BenchQemu *q, const BenchWish *wish, GError **errp)
+{
+    BenchDevice *dev = &q->parent;
+    unsigned num_disks = MAX(wish->disks, 1);
+    unsigned queues = UINT_MAX, size = UINT_MAX;
+
+    q->disks = g_new0(QemuDisk, num_disks);
+    dev->capacity = UINT64_MAX;
+    for (unsigned i = 0; i < num_disks; i++) {
+        BenchPci *pci = &q->disks[i].pci;
+
+        if (!find_disk(q, i, wish, errp)) {
+            g_prefix_error(errp, "disk %u: ", i);
+            return false;
+        }
+        dev->capacity = MIN(dev->capacity,
+                            bench_pci_config64(pci, CONFIG_CAPACITY));
+        queues = MIN(queues, bench_pci_num_queues(pci));
+        size = MIN(size, bench_pci_queue_size(pci, 0));
     }
-    dev->capacity = bench_pci_config64(&q->pci, CONFIG_CAPACITY);
-    size = bench_pci_queue_size(&q->pci, 0);
-    if (!bench_device_set_queues(dev, wish, bench_pci_num_queues(&q->pci),
-                                 size, errp)) {
-        return false;
-    }
-    return !bench_qtest_failed(q->qt, errp);
+    return bench_device_set_queues(dev, wish, queues, size, errp) &&
+           !bench_qtest_failed(q->qt, errp);
 }
 
 BenchDevice *bench_qemu_new(char **argv, const BenchWish *wish,
@@ -295,7 +344,7 @@ BenchDevice *bench_qemu_new(char **argv, const BenchWish *wish,
         return NULL;
     }
     q->parent.pid = q->qt->pid;
-    if (!find_iothreads(q, errp) || !set_up_device(q, wish, errp)) {
+    if (!find_iothreads(q, errp) || !set_up_disks(q, wish, errp)) {
         qemu_free(&q->parent);
         return NULL;
     }

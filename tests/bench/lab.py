@@ -97,7 +97,8 @@ class Lab:
         options = self.options
         size = backend.image.size
         if options.verify:
-            size = subjects.slice_of(size, 0, len(options.names()))[1]
+            size = subjects.slice_of(
+                size, 0, len(options.names()) * options.disks)[1]
         if size // max(options.bs) < 2 * max(options.depth) * options.queues:
             raise host.HostError(
                 f'backend {backend.name}: {size >> 20} MiB are too little for '
@@ -143,7 +144,7 @@ class Lab:
         command = subjects.driver_command(subject, self.options, self.pin,
                                           qemu)
         return DriverSession(command, log, qmp, subject.serving,
-                             subject.direct)
+                             subject.direct, self.options.disks)
 
     def driver_session(self) -> DriverSession:
         """The driver alone, not open yet, with a stand-in for a device."""

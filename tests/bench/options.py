@@ -56,8 +56,10 @@ REQUEST_BYTES = 8192
 #: the driver keeps the expected content of what it verifies
 VERIFY_MIB = 1024
 QUEUE_SIZE_MAX = 1024
+#: of all disks, what the driver can have
+QUEUES_MAX = 1024
 #: what slots from 8 on have room for; and what rings take, per queue
-IDLE_DISKS_MAX = 192
+PLACES = 192
 IDLE_QUEUE_BYTES = 8192
 QUICK_SECONDS = 60
 
@@ -85,6 +87,8 @@ class Options:
     wait: List[str] = field(default_factory=lambda: ['poll'])
     write_percent: int = 30
 
+    disks: int = 1
+    #: of each disk
     queues: int = 1
     iothreads: int = 1
     #: 0: as many entries as the depth needs, at least QEMU's 256
@@ -143,8 +147,8 @@ class Options:
         """Guest memory that the driver needs."""
         request = max(self.bs) + REQUEST_BYTES
         idle = self.idle_disks * self.idle_queues * IDLE_QUEUE_BYTES
-        return max(128, 64 + (max(self.depth) * self.queues * request + idle
-                              >> 20))
+        requests = max(self.depth) * self.queues * self.disks
+        return max(128, 64 + (requests * request + idle >> 20))
 
 
 # ---- the values
@@ -316,9 +320,15 @@ def add_device(parser: argparse.ArgumentParser) -> None:
     """Options: the device."""
     group = parser.add_argument_group('Device')
     add = group.add_argument
-    add('--queues', metavar='N', type=number(1, 64), help='default: 1')
+    add('--disks', metavar='N', type=number(1, 1 + PLACES),
+        help='disks of each QEMU that are all worked at once, each with the '
+        'queues and the depth that are given; figures are those of all, and '
+        'of each (default: 1)')
+    add('--queues', metavar='N', type=number(1, 64),
+        help='of each disk (default: 1)')
     add('--iothreads', metavar='N', type=number(1, 16),
-        help='IOThreads that share the queues (default: 1)')
+        help='IOThreads that share the queues, or, of several disks, the disks '
+        '(default: 1)')
     add('--queue-size', metavar='N', type=number(2, QUEUE_SIZE_MAX),
         help='entries of a queue, a power of two (default: 256, or as many '
         'as --depth needs)')
@@ -333,8 +343,8 @@ def add_device(parser: argparse.ArgumentParser) -> None:
     add('--poll-max-ns', metavar='N', type=number(0, 10 ** 9),
         help='how long an IOThread polls before it sleeps; 0: not at all '
         "(default: 32768, QEMU's own)")
-    add('--idle-disks', metavar='N', type=number(1, IDLE_DISKS_MAX),
-        help='disks beside it on the same IOThreads, which a driver has '
+    add('--idle-disks', metavar='N', type=number(1, PLACES),
+        help='disks beside them on the same IOThreads, which a driver has '
         'started and makes no request of')
     add('--idle-queues', metavar='N', type=number(1, 64),
         help='queues of each of them (default: 4)')
@@ -449,9 +459,18 @@ def check_pairs(given: dict) -> None:
 
 def check_device(options: Options) -> None:
     """What no device can be like."""
-    if options.iothreads > options.queues:
+    if options.disks == 1 and options.iothreads > options.queues:
         raise UsageError(f'--iothreads {options.iothreads}: there would be '
                          'IOThreads without a queue; give as many --queues')
+    if options.iothreads > options.disks > 1:
+        raise UsageError(f'--iothreads {options.iothreads}: there would be '
+                         'IOThreads without a disk; give as many --disks')
+    if options.disks - 1 + options.idle_disks > PLACES:
+        raise UsageError(f'--disks and --idle-disks: there is room for '
+                         f'{1 + PLACES} in all')
+    if options.disks * options.queues > QUEUES_MAX:
+        raise UsageError('--disks and --queues: the driver can have '
+                         f'{QUEUES_MAX} queues in all')
     if options.queue_size & (options.queue_size - 1):
         raise UsageError(f'--queue-size {options.queue_size} is not a power '
                          'of two')
@@ -461,7 +480,7 @@ def check_device(options: Options) -> None:
                          f'{options.entries()} entries of a queue; there are '
                          f'{size}')
     if options.memory_mib() > MEMORY_MIB:
-        raise UsageError('depth, block size and queues together need more '
+        raise UsageError('depth, block size, queues, disks together need more '
                          f'than {MEMORY_MIB >> 10} GiB of guest memory: use '
                          'less of one')
 

@@ -85,6 +85,19 @@ def ratios(runs: List[Result], reference: List[Result]
     return summary
 
 
+#: what is told of each of several disks
+DISK_METRICS = ('iops', 'p50_ns', 'p99_ns', 'p999_ns')
+
+
+def summarize_disks(runs: List[Result]) -> List[Dict[str, dict]]:
+    """DISK_METRICS of each disk over the repetitions; empty if there is one."""
+    disks = list(zip(*(run.get('disks', []) for run in runs)))
+    if len(disks) < 2:
+        return []
+    return [{name: spread([METRICS[name](run) for run in of_disk])
+             for name in DISK_METRICS} for of_disk in disks]
+
+
 def merge_histograms(runs: List[Result]) -> List[List[float]]:
     """All requests of a cell: [latency in ns, how many] in order."""
     merged: Dict[float, int] = {}
@@ -123,6 +136,7 @@ class Cell:
             runs = self.runs[name]
             subjects[name] = {
                 'summary': summarize(runs),
+                'disks': summarize_disks(runs),
                 'ratio': ratios(runs, self.runs[reference])
                 if reference in self.runs else None,
                 'histogram': merge_histograms(runs),
@@ -252,6 +266,17 @@ def heading(name_width: int, columns: tuple) -> List[str]:
     return [groups, names]
 
 
+def disk_name(number: int) -> str:
+    """One of several disks."""
+    return f'disk {number}'
+
+
+def num_disks(document: dict) -> int:
+    """The largest number of disks that is told of."""
+    return max((len(entry.get('disks', [])) for cell in document['cells']
+                for entry in cell['subjects'].values()), default=0)
+
+
 def cell_lines(cell: dict, name_width: int, columns: tuple) -> List[str]:
     """The block of one cell."""
     number = max(len(entry['runs']) for entry in cell['subjects'].values())
@@ -260,6 +285,9 @@ def cell_lines(cell: dict, name_width: int, columns: tuple) -> List[str]:
         summary, ratio = entry['summary'], entry['ratio']
         lines.append(f'  {name}'.ljust(name_width) + ''.join(
             show(summary, ratio).rjust(width) for _, width, show in columns))
+        lines += [f'    {disk_name(number)}'.ljust(name_width) + ''.join(
+            show(disk, None).rjust(width) for _, width, show in columns)
+                  for number, disk in enumerate(entry.get('disks', []))]
     return lines
 
 
@@ -278,8 +306,10 @@ def accel_text(cell: dict) -> str:
 def table(document: dict) -> str:
     """The whole table for a terminal."""
     columns = columns_of(document)
-    name_width = 3 + max(len(subject['name'])
-                         for subject in document['subjects'])
+    disks = num_disks(document)
+    name_width = max([3 + len(subject['name'])
+                      for subject in document['subjects']]
+                     + [5 + len(disk_name(disks))] * bool(disks))
     lines: List[str] = []
     backend = None
     for cell in document['cells']:
@@ -298,5 +328,7 @@ def legend(document: dict) -> str:
         'itself; the median of these ratios.\n'
         '±: half the distance of the quartiles. All other numbers: medians '
         'over the repetitions.\n'
+        + ('disk: its own requests; the line above is the sum of all disks.\n'
+           if num_disks(document) else '') +
         'kicks, irqs: available and used buffer notifications. driver: the '
         'time of our\ndriver, which is no part of the others.')

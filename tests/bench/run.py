@@ -341,6 +341,9 @@ def measure(options: Options) -> int:
         finally:
             progress.end()
         notes += bench.found_out
+        if options.disks > 1:
+            notes.append(f'{options.disks} disks of each QEMU work at once, '
+                         'each with the depth that is given')
         if options.verify:
             notes.append(f'{verified(cells)} blocks that were read were '
                          'verified, which takes time of the driver')

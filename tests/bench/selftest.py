@@ -45,6 +45,9 @@ VARIANTS = (
     ('sequential, 64 KiB', {}, {'pattern': 'sequential', 'bs': 65536}),
     ('two queues', {'queues': 2}, {}),
     ('two queues on two IOThreads', {'queues': 2, 'iothreads': 2}, {}),
+    ('three disks of two queues, one idle, on two IOThreads',
+     {'disks': 3, 'queues': 2, 'iothreads': 2, 'idle_disks': 1}, {}),
+    ('two disks, notified', {'disks': 2}, {'wait': 'notify'}),
 )
 
 #: what the driver alone is measured with: name, options, load

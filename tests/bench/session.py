@@ -169,6 +169,9 @@ def result_problem(result: dict, verify: bool) -> Optional[str]:
         return 'the driver reports something that is no number'
     if result['requests'] == 0:
         return 'not one request was completed'
+    if 'disks' in result and result['requests'] \
+            != sum(disk['requests'] for disk in result['disks']):
+        return 'the requests of the disks are not those of all'
     if verify and not result.get('verified'):
         return 'nothing of what was read was verified'
     return None
@@ -229,11 +232,13 @@ class DriverSession:
     :param qmp_path: QEMU's monitor; None: there is none
     :param serving: whether the data plane must serve; None: there is none
     :param direct: whether its requests are to be direct
+    :param disks: how many QEMU has, from disk0 on
     """
 
     def __init__(self, command: List[str], log: str,
                  qmp_path: Optional[str] = None,
-                 serving: Optional[bool] = None, direct: bool = False):
+                 serving: Optional[bool] = None, direct: bool = False,
+                 disks: int = 1):
         self._command = command
         self._log = log
         self._qmp_path = qmp_path
@@ -241,7 +246,8 @@ class DriverSession:
         self._direct = direct
         self._process: Optional[subprocess.Popen] = None
         self._reader: Optional[LineReader] = None
-        self._requests = 0
+        #: that were made so far, of each disk
+        self._requests = [0] * disks
         #: what the driver said of the device
         self.ready: dict = {}
         #: QEMU's accelerator; None for who has none
@@ -324,7 +330,8 @@ class DriverSession:
         problem = result_problem(result, verify)
         if problem:
             raise self._fail(problem)
-        self._requests += result['requests']
+        for number, disk in enumerate(result.get('disks', [result])):
+            self._requests[number] += disk['requests']
         return result
 
     def check_plane(self) -> None:
@@ -333,14 +340,19 @@ class DriverSession:
         """
         if self._serving is None:
             return
-        info = self._ask(lambda qmp: qmp.command(
-            'qom-get', path='/machine/peripheral/disk0',
-            property='x-data-plane-info'))
-        problem = plane_problem(info, self._serving, self._requests)
-        if problem:
-            raise self._fail(problem)
+        infos = self._ask(lambda qmp: [qmp.command(
+            'qom-get', path=f'/machine/peripheral/disk{number}',
+            property='x-data-plane-info')
+            for number in range(len(self._requests))])
+        for number, info in enumerate(infos):
+            problem = plane_problem(info, self._serving,
+                                    self._requests[number])
+            if problem:
+                raise self._fail(f'disk{number}: {problem}'
+                                 if number else problem)
         if self._direct:
-            self.note = direct_note(info)
+            self.note = direct_note({'queues': [
+                queue for info in infos for queue in info.get('queues', [])]})
 
     def write_cache(self) -> bool:
         """Whether a write of the guest may end in a cache of the host's."""

@@ -34,8 +34,8 @@ SWITCH = {True: 'on', False: 'off'}
 
 #: how far a slice of a disk is aligned
 SLICE_ALIGN = MIB
-#: the first of the slots that the driver looks for idle disks in
-IDLE_SLOT = 8
+#: the first of the slots in which the driver has places for many disks
+PLACES_SLOT = 8
 
 
 class SubjectError(Exception):
@@ -237,8 +237,10 @@ def left_out(subject: Subject, backend: Backend, options: Options
     if subject.kind == 'fio' and not backend.fits_fio():
         return 'there is no plain file for fio'
     if subject.kind == 'qemu' and options.iothreads > 1 \
-            and not subject.mapping:
+            and options.disks == 1 and not subject.mapping:
         return 'it has no iothread-vq-mapping for several IOThreads'
+    if subject.kind != 'qemu' and options.disks > 1:
+        return 'only QEMU can have several disks'
     if subject.kind == 'vhost-user' and options.idle_disks:
         return 'idle disks can be added to QEMU only'
     if options.in_order and not subject.in_order:
@@ -275,11 +277,22 @@ def slice_of(size: int, number: int, count: int) -> Tuple[int, int]:
     return number * part, part
 
 
-def file_node(backend: Backend) -> dict:
+def disk_part(backend: Backend, options: Options,
+              part: Optional[Tuple[int, int]], disk: int
+              ) -> Optional[Tuple[int, int]]:
+    """Likewise, of the subject's part for one of its disks."""
+    if options.disks == 1 or not options.verify:
+        return part
+    start, size = part or (0, backend.image.size)
+    offset, own = slice_of(size, disk, options.disks)
+    return start + offset, own
+
+
+def file_node(backend: Backend, disk: int) -> dict:
     """The protocol node."""
     image = backend.image
     node = {'driver': 'host_device' if image.is_device else 'file',
-            'node-name': 'disk0-file', 'filename': image.path,
+            'node-name': f'disk{disk}-file', 'filename': image.path,
             'aio': backend.aio, 'cache': {'direct': backend.direct},
             'read-only': image.read_only}
     if backend.is_qcow2:
@@ -291,13 +304,13 @@ def file_node(backend: Backend) -> dict:
 
 
 def nodes(backend: Backend, options: Options,
-          part: Optional[Tuple[int, int]]) -> List[dict]:
+          part: Optional[Tuple[int, int]], disk: int = 0) -> List[dict]:
     """The graph, the node of the disk last, under the name disk0-node."""
     image = backend.image
     if image is None:
-        return [{'driver': 'null-co', 'node-name': 'disk0-node',
+        return [{'driver': 'null-co', 'node-name': f'disk{disk}-node',
                  'size': options.size_mib * MIB}]
-    chain = [file_node(backend)]
+    chain = [file_node(backend, disk)]
     common = {'cache': {'direct': backend.direct},
               'read-only': image.read_only}
     if backend.is_qcow2:
@@ -308,19 +321,36 @@ def nodes(backend: Backend, options: Options,
     elif not backend.is_qcow2:
         chain.append({'driver': 'raw', **common})
     if backend.limit is not None:
-        chain.append({'driver': 'throttle', 'throttle-group': 'tg0',
+        chain.append({'driver': 'throttle', 'throttle-group': f'tg{disk}',
                       **common})
     for number, node in enumerate(chain[1:], 1):
         node['file'] = chain[number - 1]['node-name']
-        node['node-name'] = f'disk0-{number}'
-    chain[-1]['node-name'] = 'disk0-node'
+        node['node-name'] = f'disk{disk}-{number}'
+    chain[-1]['node-name'] = f'disk{disk}-node'
     return chain
 
 
-def device(subject: Subject, options: Options, node: str = 'disk0-node'
-           ) -> str:
-    """The -device option."""
-    words = {'driver': 'virtio-blk-pci', 'id': 'disk0', 'drive': node,
+def place(number: int) -> dict:
+    """Where the driver looks for it: see bench_pci_blk_at()."""
+    return {'multifunction': True,
+            'addr': f'{PLACES_SLOT + number // 8:x}.{number % 8}'}
+
+
+def device_text(words: dict) -> str:
+    """A -device option without nested values."""
+    words = {name: SWITCH[value] if isinstance(value, bool) else value
+             for name, value in words.items()}
+    driver = words.pop('driver')
+    return ','.join([driver] + [f'{name}={value}'
+                                for name, value in words.items()])
+
+
+def device(subject: Subject, options: Options, node: Optional[str] = None,
+           disk: int = 0) -> str:
+    """The -device option; node: the disk's own if None."""
+    words = {'driver': 'virtio-blk-pci', 'id': f'disk{disk}',
+             'drive': node or f'disk{disk}-node',
+             **(place(disk - 1) if disk else {}),
              'num-queues': options.queues, 'queue-size': options.queue_size,
              # With the other subjects, all of which have the same file open.
              'share-rw': True}
@@ -331,20 +361,16 @@ def device(subject: Subject, options: Options, node: str = 'disk0-node'
     for entry in subject.properties:
         name, value = entry.split('=', 1)
         words[name] = value == 'on' if name in BOOLEANS else value
-    if options.iothreads == 1:
-        words['iothread'] = 'io0'
-        driver = words.pop('driver')
-        words = {name: SWITCH[value] if isinstance(value, bool) else value
-                 for name, value in words.items()}
-        return ','.join([driver] + [f'{name}={value}'
-                                    for name, value in words.items()])
+    if options.iothreads == 1 or options.disks > 1:
+        words['iothread'] = f'io{disk % options.iothreads}'
+        return device_text(words)
     words['iothread-vq-mapping'] = [{'iothread': name}
                                     for name in iothread_ids(options)]
     return to_json(words)
 
 
 def idle_disks(subject: Subject, options: Options) -> List[str]:
-    """QEMU's options for them; see bench-idle.c for their places."""
+    """QEMU's options for them; their places are behind the others'."""
     words = []
     for number in range(options.idle_disks if subject.idle else 0):
         name = f'idle{number}'
@@ -352,10 +378,10 @@ def idle_disks(subject: Subject, options: Options) -> List[str]:
         words += ['-blockdev', to_json({'driver': 'null-co',
                                         'node-name': name})]
         words += ['-device', ','.join(
-            ['virtio-blk-pci', f'id={name}', f'drive={name}',
-             f'num-queues={options.idle_queues}', 'multifunction=on',
-             f'addr={IDLE_SLOT + number // 8:x}.{number % 8}',
-             f'iothread=io{iothread}',
+            [device_text({'driver': 'virtio-blk-pci', 'id': name,
+                          'drive': name, 'num-queues': options.idle_queues,
+                          **place(options.disks - 1 + number),
+                          'iothread': f'io{iothread}'}),
              *(['packed=on'] if options.ring == 'packed' else []),
              *(['in_order=on'] if options.in_order else []),
              *subject.properties])]
@@ -376,13 +402,15 @@ def qemu_command(subject: Subject, backend: Backend, options: Options,
     for name in iothread_ids(options):
         command += ['-object', f'iothread,id={name},poll-max-ns='
                     f'{options.poll_max_ns}']
-    if backend.limit is not None:
-        command += ['-object', to_json(
-            {'qom-type': 'throttle-group', 'id': 'tg0',
-             'limits': {'iops-total': backend.limit}})]
-    for node in nodes(backend, options, part):
-        command += ['-blockdev', to_json(node)]
-    command += ['-device', device(subject, options)]
+    for disk in range(options.disks):
+        if backend.limit is not None:
+            command += ['-object', to_json(
+                {'qom-type': 'throttle-group', 'id': f'tg{disk}',
+                 'limits': {'iops-total': backend.limit}})]
+        for node in nodes(backend, options,
+                          disk_part(backend, options, part, disk), disk):
+            command += ['-blockdev', to_json(node)]
+        command += ['-device', device(subject, options, disk=disk)]
     command += idle_disks(subject, options)
     return command + ['-qmp', f'unix:{qmp_path},server=on,wait=off']
 
@@ -420,6 +448,8 @@ def driver_command(subject: Subject, options: Options, pin: List[int],
         if options.event_idx and not subject.event_idx:
             command.append('--no-event-idx')
         return command
+    if options.disks > 1:
+        command += ['--disks', str(options.disks)]
     if options.idle_disks and subject.idle:
         command += ['--idle-disks', str(options.idle_disks)]
     if pin:

@@ -85,6 +85,10 @@ class CommandLine(unittest.TestCase):
                 '--spdk-socket s --spdk-socket t',
                 '--spdk-socket ours=s',
                 '--idle-disks 0', '--idle-disks 193', '--idle-queues 2',
+                '--disks 0', '--disks 194', '--disks 3 --idle-disks 191',
+                '--disks 2 --iothreads 3', '--disks 17 --queues 64',
+                '--disks 2 --iothreads 3 --queues 4',
+                '--measure-driver --disks 2',
                 '--subjects alone,ours',
                 '--self-test --repeat 2', '--show f --depth 1'):
             with self.assertRaises(UsageError, msg=words):
@@ -105,6 +109,8 @@ class CommandLine(unittest.TestCase):
                 '--spdk-socket s', '--spdk-socket s --overwrite --rw write',
                 '--spdk-socket s --spdk-socket other=t',
                 '--show f --plots d', '--idle-disks 192 --idle-queues 64',
+                '--disks 193', '--disks 2 --idle-disks 191',
+                '--disks 2 --iothreads 2', '--disks 16 --queues 64',
                 '--rw mixed --write-percent 50', '--self-test --no-build'):
             options.parse(words.split())
 
@@ -333,6 +339,24 @@ class Document(unittest.TestCase):
         del self.document['cells'][0]['accel']
         self.assertIn('== null-co\n', report.table(self.document))
 
+    def test_disks(self):
+        """Of several disks each has a line, below that of all."""
+        cell = report.Cell('null-co', LOAD.to_json(), LOAD.title())
+        for iops in (1000, 3000, 2000):
+            disks = [{'requests': 1, 'iops': iops * part,
+                      'latency_ns': result()['latency_ns']}
+                     for part in (0.25, 0.75)]
+            cell.add('ours', result(iops, disks=disks))
+            cell.add('other', result(iops, disks=disks[:1]))
+        document = {'reference': 'ours', 'subjects': [
+            {'name': 'ours'}, {'name': 'other'}],
+            'cells': [cell.to_json(['ours', 'other'], 'ours')]}
+        lines = [line.split() for line in report.table(document).split('\n')]
+        self.assertIn(['disk', '0', '500'], [line[:3] for line in lines])
+        self.assertIn(['disk', '1', '1.500', 'k'],
+                      [line[:4] for line in lines])
+        self.assertEqual(sum(line[:1] == ['disk'] for line in lines), 2)
+
     def test_instructions(self):
         """A column of their own where they are counted."""
         self.assertNotIn('insns', report.table(self.document))
@@ -386,6 +410,8 @@ class Results(unittest.TestCase):
         """Nothing to complain about."""
         self.assertIsNone(session.result_problem(result(), False))
         self.assertIsNone(session.result_problem(result(verified=3), True))
+        self.assertIsNone(session.result_problem(
+            result(disks=[{'requests': 100}, {'requests': 400}]), False))
 
     def test_bad(self):
         """Nothing done, nothing verified, something left out."""
@@ -394,6 +420,8 @@ class Results(unittest.TestCase):
         self.assertTrue(session.result_problem(result(iops='fast'), False))
         self.assertTrue(session.result_problem(result(iops=-1), False))
         self.assertTrue(session.result_problem(result(histogram=3), False))
+        self.assertTrue(session.result_problem(
+            result(disks=[{'requests': 499}]), False))
         for name in ('requests', 'iops', 'latency_ns', 'histogram',
                      'cpu_ns_per_request', 'notifications_per_request'):
             broken = result()
@@ -718,6 +746,43 @@ class Commands(unittest.TestCase):
         self.assertIn('--idle-disks', subjects.driver_command(
             subject('ours'), wanted, [], []))
 
+    def test_disks(self):
+        """Each has nodes, a place and an IOThread, in front of idle ones."""
+        wanted = Options(backends=[], subjects=['ours'], disks=3, iothreads=2,
+                         idle_disks=1, throttle_iops=7)
+        backend = subjects.make_backend('throttled', Image('/f', 96 << 20),
+                                        wanted)
+        words = subjects.qemu_command(subject('ours'), backend, wanted, '/q')
+        devices = [dict(word.split('=', 1) for word in value.split(',')[1:])
+                   for option, value in zip(words, words[1:])
+                   if option == '-device']
+        self.assertEqual([device['drive'] for device in devices],
+                         ['disk0-node', 'disk1-node', 'disk2-node', 'idle0'])
+        self.assertEqual([device.get('addr') for device in devices],
+                         [None, '8.0', '8.1', '8.2'])
+        self.assertEqual([device['iothread'] for device in devices],
+                         ['io0', 'io1', 'io0', 'io0'])
+        nodes = [json.loads(value) for option, value in zip(words, words[1:])
+                 if option == '-blockdev' and 'throttle' in value]
+        self.assertEqual([node['throttle-group'] for node in nodes],
+                         ['tg0', 'tg1', 'tg2'])
+        self.assertIn('--disks', subjects.driver_command(
+            subject('ours'), wanted, [], words))
+
+    def test_parts_of_disks(self):
+        """Who is verified is alone, also with a subject's other disks."""
+        wanted = Options(backends=[], subjects=['ours'], disks=2, verify=True)
+        backend = subjects.make_backend('file-threads', Image('/f', 96 << 20),
+                                        wanted)
+        for part in (None, (8 << 20, 8 << 20)):
+            start, size = part or (0, 96 << 20)
+            first, second = (subjects.disk_part(backend, wanted, part, disk)
+                             for disk in (0, 1))
+            self.assertEqual(first, (start, size // 2))
+            self.assertEqual(second, (start + size // 2, size // 2))
+        wanted.verify = False
+        self.assertIsNone(subjects.disk_part(backend, wanted, None, 1))
+
     def test_left_out(self):
         """Who cannot be measured, and where."""
         two = Options(backends=[], subjects=['ours'], queues=2, iothreads=2)
@@ -732,6 +797,11 @@ class Commands(unittest.TestCase):
         two.idle_disks = 1
         other = subjects.Subject('other', 'vhost-user', '/s')
         self.assertTrue(subjects.left_out(other, file, two))
+        disks = Options(backends=[], subjects=['ours'], disks=2, iothreads=2)
+        self.assertTrue(subjects.left_out(other, file, disks))
+        self.assertTrue(subjects.left_out(bound, file, disks))
+        self.assertIsNone(subjects.left_out(subject('old', mapping=False),
+                                            file, disks))
 
 
 if __name__ == '__main__':
