@@ -105,18 +105,12 @@ static void lane_apply_limits(BlkDirect *lane, const BlockDriverState *bs)
 }
 
 /*
- * What drivers and their options refuse, they refuse for long.  Ask after 1, 3,
- * 7, ... batches, and in the end after MAX_PAUSE, so that a disk that has no
- * direct path does not pay for the question.
+ * What drivers and their options refuse, they refuse for long.  Do not ask for
+ * some batches, so that a disk that has no direct path pays little for it.
  */
-#define MAX_PAUSE 63
-
 static const char *lane_pause(BlkDirect *lane, const char *refusal)
 {
-    BlkDirectPause *pause = &lane->pause[lane->is_write];
-
-    pause->length = MIN(2 * pause->length + 1, MAX_PAUSE);
-    pause->left = pause->length;
+    blk_direct_pause_begin(&lane->pause[lane->is_write]);
     return refusal;
 }
 
@@ -161,7 +155,7 @@ lane_find_nodes(BlkDirect *lane, BdrvChild *child)
                                         " options");
             }
             lane->num_nodes = n;
-            lane->pause[is_write].length = 0;
+            blk_direct_pause_reset(&lane->pause[is_write]);
             return NULL;
         }
         if (!bs->drv->bdrv_direct_passes ||
@@ -245,8 +239,7 @@ bool blk_direct_begin(BlkDirect *lane, unsigned n, bool is_write)
     const char *refusal;
 
     IO_CODE();
-    if (lane->pause[is_write].left) {
-        lane->pause[is_write].left--;
+    if (blk_direct_pause_goes_on(&lane->pause[is_write])) {
         return false;
     }
     if (!lane->held && !bdrv_graph_try_rdlock()) {

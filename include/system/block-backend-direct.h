@@ -16,6 +16,7 @@
 #ifndef BLOCK_BACKEND_DIRECT_H
 #define BLOCK_BACKEND_DIRECT_H
 
+#include "qemu/atomic.h"
 #include "qemu/queue.h"
 #include "system/block-backend-global-state.h"
 
@@ -52,11 +53,45 @@ struct BdrvDirectReq {
  */
 typedef void BlkDirectFunc(BdrvDirectReq *req, bool again);
 
-/* Batches that are not submitted directly, without asking */
+/*
+ * A pause before something that was in vain is tried again: after 1, 3, 7, ...
+ * occasions, and in the end after BLK_DIRECT_MAX_PAUSE, so that what stays in
+ * vain costs little.  May be used by several threads: then it may be off.
+ */
+#define BLK_DIRECT_MAX_PAUSE 63
+
 typedef struct BlkDirectPause {
-    uint8_t left;
-    uint8_t length;             /* of the last pause */
+    uint8_t left;               /* atomic */
+    uint8_t length;             /* atomic: of the last pause */
 } BlkDirectPause;
+
+/* An occasion: false if it is to be tried */
+static inline bool blk_direct_pause_goes_on(BlkDirectPause *pause)
+{
+    uint8_t left = qatomic_read(&pause->left);
+
+    if (likely(!left)) {
+        return false;
+    }
+    qatomic_set(&pause->left, left - 1);
+    return true;
+}
+
+/* It was in vain. */
+static inline void blk_direct_pause_begin(BlkDirectPause *pause)
+{
+    uint8_t length = MIN(2 * qatomic_read(&pause->length) + 1,
+                         BLK_DIRECT_MAX_PAUSE);
+
+    qatomic_set(&pause->length, length);
+    qatomic_set(&pause->left, length);
+}
+
+/* It was not in vain: the next pause is a short one. */
+static inline void blk_direct_pause_reset(BlkDirectPause *pause)
+{
+    qatomic_set(&pause->length, 0);
+}
 
 /*
  * A lane: the direct requests of one queue.  Belongs to the AioContext that
@@ -72,7 +107,7 @@ struct BlkDirect {
      * any the graph is locked for reading.
      */
     unsigned held;
-    BlkDirectPause pause[2];    /* of reads, of writes */
+    BlkDirectPause pause[2];    /* of asking: for reads, for writes */
     BlockDriverState *nodes[BLK_DIRECT_NODES];  /* root first, leaf last */
     QSIMPLEQ_HEAD(, BdrvDirectReq) done;
 
