@@ -19,7 +19,6 @@
 #include "qemu/osdep.h"
 #include "qemu/bswap.h"
 #include <sys/ioctl.h>
-#include <sys/prctl.h>
 #include <sys/syscall.h>
 #include <linux/loop.h>
 #include "libqos/libqos.h"
@@ -295,7 +294,7 @@ static const char *why_not(const Backend *b)
     if (b->io_uring && !dp_can_io_uring()) {
         return "the host does not let us have io_uring";
     }
-    if (b->nbd && !g_getenv("QTEST_QEMU_STORAGE_DAEMON_BINARY")) {
+    if (b->nbd && !dp_nbd_can()) {
         return "QTEST_QEMU_STORAGE_DAEMON_BINARY is not set";
     }
     return NULL;
@@ -340,49 +339,6 @@ static char *loop_attach(const char *image, int *fd)
         close(control);
     }
     return path;
-}
-
-/* --- an NBD server ----------------------------------------------------- */
-
-static void server_kill(GPid pid)
-{
-    kill(pid, SIGKILL);
-    waitpid(pid, NULL, 0);
-}
-
-/* Context: the child; it must not outlive a test that fails */
-static void server_setup(void *unused)
-{
-    prctl(PR_SET_PDEATHSIG, SIGKILL);
-}
-
-static GPid server_start(void)
-{
-    g_autofree char *command = expand(
-        " --blockdev file,node-name=f,filename=@/disk.img,discard=unmap"
-        " --nbd-server addr.type=unix,addr.path=@/nbd.sock"
-        " --export nbd,id=e,node-name=f,name=disk,writable=on"
-        " --pidfile @/nbd.pid", NULL);
-    g_autofree char *line = g_strdup_printf(
-        "%s%s", g_getenv("QTEST_QEMU_STORAGE_DAEMON_BINARY"), command);
-    g_autofree char *pid_file = dp_tmp("nbd.pid");
-    g_auto(GStrv) argv = NULL;
-    g_autoptr(GError) error = NULL;
-    gint64 deadline = dp_deadline();
-    GPid pid;
-
-    unlink(pid_file);
-    g_assert_true(g_shell_parse_argv(line, NULL, &argv, NULL));
-    g_spawn_async(NULL, argv, NULL, G_SPAWN_DO_NOT_REAP_CHILD, server_setup,
-                  NULL, &pid, &error);
-    g_assert_no_error(error);
-    /* The file is written when the server listens. */
-    while (!g_file_test(pid_file, G_FILE_TEST_EXISTS)) {
-        g_assert_cmpint(waitpid(pid, NULL, WNOHANG), ==, 0);
-        dp_check_deadline(deadline, "the NBD server");
-        g_usleep(1000);
-    }
-    return pid;
 }
 
 /* --- a model of the disk ----------------------------------------------- */
@@ -531,7 +487,7 @@ static bool guest_start(Guest *g, const Backend *b)
         }
     }
     if (b->nbd) {
-        g->server = server_start();
+        g->server = dp_nbd_start();
     }
     args = expand(b->args, g->loop);
     g->model = g_malloc0(SIZE);
@@ -547,7 +503,7 @@ static void guest_end(Guest *g)
         close(g->loop_fd);
     }
     if (g->server) {
-        server_kill(g->server);
+        dp_nbd_kill(g->server);
     }
     g_free(g->loop);
     g_free(g->model);
@@ -799,11 +755,11 @@ static void test_nbd_returns(void)
     load = dp_load_new(g.disk, 8, 0);
     for (unsigned i = 0; i < 3; i++) {
         dp_load_run(load, 24);
-        server_kill(g.server);
+        dp_nbd_kill(g.server);
         dp_load_send(load);
         dp_info(g.vm, "d0", &info);
         g_assert_true(info.serving);
-        g.server = server_start();
+        g.server = dp_nbd_start();
         dp_load_run(load, 24);
     }
     dp_load_finish(load);
@@ -828,7 +784,7 @@ static void test_nbd_gone(void)
     }
     g_assert_true(guest_start(&g, &nbd_fails));
     dp_assert_works(g.disk);
-    server_kill(g.server);
+    dp_nbd_kill(g.server);
     g.server = 0;
     for (unsigned i = 0; i < 3; i++) {
         g_assert_cmpint(try_rw(g.disk, VIRTIO_BLK_T_OUT, 0, 4096), ==, IOERR);

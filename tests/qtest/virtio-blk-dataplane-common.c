@@ -11,7 +11,9 @@
  */
 
 #include "qemu/osdep.h"
+#include <sys/prctl.h>
 #include <sys/syscall.h>
+#include <sys/wait.h>
 #include <linux/io_uring.h>
 #include "qemu/bswap.h"
 #include "qemu/cutils.h"
@@ -159,6 +161,56 @@ char *dp_image(const char *name, uint64_t size)
     g_assert_cmpint(ftruncate(fd, size), ==, 0);
     close(fd);
     return path;
+}
+
+/* An NBD server */
+
+#define STORAGE_DAEMON "QTEST_QEMU_STORAGE_DAEMON_BINARY"
+
+bool dp_nbd_can(void)
+{
+    return g_getenv(STORAGE_DAEMON);
+}
+
+void dp_nbd_kill(GPid pid)
+{
+    kill(pid, SIGKILL);
+    waitpid(pid, NULL, 0);
+}
+
+/* Context: the child; it must not outlive a test that fails */
+static void nbd_setup(void *unused)
+{
+    prctl(PR_SET_PDEATHSIG, SIGKILL);
+}
+
+GPid dp_nbd_start(void)
+{
+    g_autofree char *image = dp_tmp("disk.img");
+    g_autofree char *sock = dp_tmp("nbd.sock");
+    g_autofree char *pid_file = dp_tmp("nbd.pid");
+    g_autofree char *line = g_strdup_printf(
+        "%s --blockdev file,node-name=f,filename=%s,discard=unmap"
+        " --nbd-server addr.type=unix,addr.path=%s"
+        " --export nbd,id=e,node-name=f,name=disk,writable=on --pidfile %s",
+        g_getenv(STORAGE_DAEMON), image, sock, pid_file);
+    g_auto(GStrv) argv = NULL;
+    g_autoptr(GError) error = NULL;
+    gint64 deadline = dp_deadline();
+    GPid pid;
+
+    unlink(pid_file);
+    g_assert_true(g_shell_parse_argv(line, NULL, &argv, NULL));
+    g_spawn_async(NULL, argv, NULL, G_SPAWN_DO_NOT_REAP_CHILD, nbd_setup,
+                  NULL, &pid, &error);
+    g_assert_no_error(error);
+    /* The file is written when the server listens. */
+    while (!g_file_test(pid_file, G_FILE_TEST_EXISTS)) {
+        g_assert_cmpint(waitpid(pid, NULL, WNOHANG), ==, 0);
+        dp_check_deadline(deadline, "the NBD server");
+        g_usleep(1000);
+    }
+    return pid;
 }
 
 /* The machine */

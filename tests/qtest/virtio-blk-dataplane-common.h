@@ -227,6 +227,22 @@ bool dp_can_open_direct(void);
 bool dp_can_io_uring(void);
 
 /**
+ * dp_nbd_start: run an NBD server at "nbd.sock", export "disk", on "disk.img"
+ *
+ * The last two are in the private directory.  The server ends with this
+ * process, if not before.
+ *
+ * Pair: dp_nbd_kill()
+ */
+GPid dp_nbd_start(void);
+void dp_nbd_kill(GPid pid);
+
+/**
+ * dp_nbd_can: is it known which program the server is?
+ */
+bool dp_nbd_can(void);
+
+/**
  * dp_vm_start: run QEMU with two IOThreads, io0 and io1, and these arguments
  *
  * The machine is "pc" or, where QTEST_QEMU_BINARY is for aarch64, "virt".
