@@ -131,8 +131,8 @@ VirtioBlkDataPlaneQueueInfo *data_plane_queue_info(DataPlaneQueue *q,
  * docs/devel/virtio-blk-dataplane.rst before they grow.
  */
 #if HOST_LONG_BITS == 64
-QEMU_BUILD_BUG_ON(sizeof(DataPlaneReq) > 752);
-QEMU_BUILD_BUG_ON(sizeof(DataPlaneQueue) > 816);
+QEMU_BUILD_BUG_ON(sizeof(DataPlaneReq) > 760);
+QEMU_BUILD_BUG_ON(sizeof(DataPlaneQueue) > 880);
 #endif
 
 /* Do not initialise the slots: untouched memory takes no RAM unless locked. */
@@ -180,13 +180,17 @@ static DataPlaneReq *pool_get(DataPlaneQueue *q)
         slot = container_of(pool->free, DataPlaneReq, req);
         pool->free = pool->free->next;
     } else if (likely(pool->touched < pool->size)) {
-        slot = &pool->slots[pool->touched++];
+        slot = &pool->slots[pool->touched];
         vring_vectors_init(&slot->vecs);
         slot->pool = pool;
+        virtio_blk_progress_init(&slot->req.progress);
+        /* Pairs with the load-acquire in virtio-blk-inflight.c */
+        qatomic_store_release(&pool->touched, pool->touched + 1);
     } else {
         return NULL;
     }
     pool->taken++;
+    virtio_blk_progress_renew(&slot->req.progress);
     return slot;
 }
 
@@ -208,6 +212,7 @@ static void release_request(VirtIOBlockReq *req)
 {
     DataPlaneReq *slot = container_of(req, DataPlaneReq, req);
 
+    virtio_blk_progress_set(&req->progress, VIRTIO_BLK_STAGE_FREE);
     vring_vectors_release(&slot->vecs);
     stat_add(&slot->pool->queue->stats.released, 1);
     pool_put(slot);
@@ -258,7 +263,7 @@ static void queue_account(DataPlaneQueue *q)
 {
     if (q->acct_num) {
         block_acct_done_batch(blk_get_stats(q->s->blk), q->acct, q->acct_num);
-        q->acct_num = 0;
+        qatomic_set(&q->acct_num, 0);
     }
 }
 
@@ -406,7 +411,9 @@ void queue_use_request(DataPlaneQueue *q, VirtIOBlockReq *req,
     /* virtio-blk.c accounts for failed requests.  Others fit the 32 bits. */
     QEMU_BUILD_BUG_ON(BDRV_REQUEST_MAX_BYTES > UINT32_MAX);
     if (status == VIRTIO_BLK_S_OK && req->acct.type != BLOCK_ACCT_NONE) {
-        q->acct[q->acct_num++] = block_acct_take(&req->acct);
+        q->acct[q->acct_num] = block_acct_take(&req->acct);
+        qatomic_set(&q->acct_req[q->acct_num], req);
+        qatomic_set(&q->acct_num, q->acct_num + 1);
     }
     if (vring_unpublished(&q->vring) >= DATA_PLANE_PUBLISH ||
         q->acct_num == DATA_PLANE_PUBLISH) {
@@ -437,6 +444,7 @@ void data_plane_queue_complete(DataPlaneQueue *q, VirtIOBlockReq *req,
     IO_CODE();
     if (unlikely((!vecs || vring_is_bounced(vecs)) &&
                  mapping_is_bounced(q, req))) {
+        virtio_blk_progress_set(&req->progress, VIRTIO_BLK_STAGE_COMPLETED);
         data_plane_bounce_unmap(&q->bounce, req, vecs, status);
     } else {
         queue_use_request(q, req, vecs, status);
@@ -496,11 +504,13 @@ static void prefetch_request(const VirtQueueElement *elem)
  * parsed.  Returns their number; sets @err to a negative VringError if the
  * driver made a mistake in the next one.
  *
+ * @now: the time, one for the whole batch
+ *
  * Stops when another queue breaks the device, and after a request that the main
  * loop has to map.
  */
 static unsigned queue_pop_batch(DataPlaneQueue *q, VirtIOBlockReq **reqs,
-                                unsigned max, int *err)
+                                unsigned max, int64_t now, int *err)
 {
     unsigned n;
 
@@ -520,6 +530,8 @@ static unsigned queue_pop_batch(DataPlaneQueue *q, VirtIOBlockReq **reqs,
         }
         virtio_blk_init_request(q->s, q->vq, &slot->req);
         slot->req.ops = &data_plane_pool_ops;
+        slot->req.acct.start_time_ns = now;
+        virtio_blk_progress_set(&slot->req.progress, VIRTIO_BLK_STAGE_POPPED);
         if (unlikely(!vring_is_mapped(&slot->vecs))) {
             stat_add(&q->stats.popped, 1);
             data_plane_bounce_map(&q->bounce, &slot->req, &slot->vecs);
@@ -578,7 +590,11 @@ static unsigned queue_process_ring(DataPlaneQueue *q, MultiReqBuffer *mrb,
     do {
         int err = 0;
 
-        n = queue_pop_batch(q, reqs, MIN(max - total, ARRAY_SIZE(reqs)), &err);
+        if (!mrb->start_time_ns) {
+            mrb->start_time_ns = block_acct_now_ns();
+        }
+        n = queue_pop_batch(q, reqs, MIN(max - total, ARRAY_SIZE(reqs)),
+                            mrb->start_time_ns, &err);
         total += n;
         if (!queue_handle_batch(q, reqs, n, mrb)) {
             break;
@@ -943,6 +959,7 @@ static void queue_park_request(DataPlaneQueue *q, VirtIOBlockReq *req)
     QEMU_LOCK_GUARD(&q->s->rq_lock);
 
     req->mr_next = NULL;
+    virtio_blk_progress_set(&req->progress, VIRTIO_BLK_STAGE_PARKED);
     req->next = q->s->rq;
     q->s->rq = req;
 }

@@ -45,7 +45,7 @@ typedef struct DataPlaneReq {
 struct DataPlanePool {
     DataPlaneQueue *queue;
     unsigned size;
-    unsigned touched;           /* slots below this were used before */
+    unsigned touched;           /* slots below this were used before; atomic */
     unsigned taken;
     VirtIOBlockReq *free;       /* a list, by VirtIOBlockReq.next */
     DataPlaneReq slots[];
@@ -118,11 +118,16 @@ struct DataPlaneQueue {
     DataPlaneNotify notify;     /* what is going to call notify_guest() */
     unsigned unnotified;        /* published since the driver was notified */
 
-    /* Completed requests that are not yet accounted for: one lock for all */
+    /*
+     * Completed requests that are not yet accounted for: one lock for all.
+     * Others read their number and where they were, atomic.
+     */
     unsigned acct_num;
     BlockAcctDone acct[DATA_PLANE_PUBLISH];
+    VirtIOBlockReq *acct_req[DATA_PLANE_PUBLISH];
 
-    DataPlanePool *pool;        /* NULL before the first ring */
+    /* NULL before the first ring.  BQL held, and not started / any of both */
+    DataPlanePool *pool;
 
     BlkDirect direct;           /* requests past the block layer's coroutines */
 
