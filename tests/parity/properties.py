@@ -139,6 +139,8 @@ PROPERTIES: Dict[str, Any] = {
     'x-data-plane-info': Values([{}, 'x']),
     #: The two that are compared; this is what both refuse.
     'x-data-plane': Values(['maybe', 1]),
+    #: Needs a data plane; tested in virtio-blk-dataplane-inflight-test.c.
+    'x-stall-timeout': Values([0, -1, 4294967296, 'maybe']),
     #: Needs a data plane; tested in virtio-blk-dataplane-fixed-test.c.
     'x-fixed-buffers': Values([False, 'maybe', 1]),
 }

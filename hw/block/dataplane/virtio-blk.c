@@ -807,3 +807,18 @@ VirtioBlkDataPlaneInfo *virtio_blk_data_plane_info(VirtIOBlock *s)
     }
     return info;
 }
+
+const char *virtio_blk_data_plane_reason(VirtIOBlockDataPlane *dp)
+{
+    GLOBAL_STATE_CODE();
+
+    return dp->reason;
+}
+
+DataPlaneQueue *virtio_blk_data_plane_queue(VirtIOBlockDataPlane *dp,
+                                            unsigned n)
+{
+    GLOBAL_STATE_CODE();
+
+    return &dp->queues[n];
+}

@@ -12,6 +12,8 @@
 #include "hw/virtio/virtio-blk.h"
 #include "qapi/qapi-types-virtio.h"
 
+typedef struct DataPlaneQueue DataPlaneQueue;
+
 /**
  * virtio_blk_data_plane_create: give a device its data plane, if it wants one
  * @s: being realized; @s->dataplane is set, to NULL if no plane is wanted
@@ -135,5 +137,24 @@ void virtio_blk_data_plane_drained_end(VirtIOBlockDataPlane *dp);
  * Context: BQL held
  */
 VirtioBlkDataPlaneInfo *virtio_blk_data_plane_info(VirtIOBlock *s);
+
+/**
+ * virtio_blk_data_plane_reason: why the plane does not serve the device
+ *
+ * Returns: NULL if it does, or if only the driver or the user has not started
+ *          the device; else the plane's, until its state changes
+ *
+ * Context: BQL held
+ */
+const char *virtio_blk_data_plane_reason(VirtIOBlockDataPlane *dp);
+
+/**
+ * virtio_blk_data_plane_queue: one of the plane's queues
+ * @n: index of the queue, which exists
+ *
+ * Context: BQL held
+ */
+DataPlaneQueue *virtio_blk_data_plane_queue(VirtIOBlockDataPlane *dp,
+                                            unsigned n);
 
 #endif /* HW_BLOCK_DATAPLANE_VIRTIO_BLK_H */
