@@ -334,7 +334,7 @@ static void test_load(DpDisk *disk)
 static void test_errors(const DpMode *mode)
 {
     DpVm *vm = dp_vm_start(
-        "-blockdev null-co,node-name=n0,size=1M "
+        "-blockdev null-co,node-name=n0,size=1048576 "
         "-device virtio-blk-pci,id=d0,drive=n0,addr=%d,iothread=io0,"
         "x-data-plane=off", DP_SLOT);
     static const char *const no_disks[] = {
@@ -549,7 +549,7 @@ static void hang_at(const DpMode *mode, const char *event, unsigned logged,
     QDict *answer;
     DpDisk *disk;
     DpVm *vm = dp_vm_start(
-        "-blockdev null-co,node-name=n0,size=8M -D %s -trace %s "
+        "-blockdev null-co,node-name=n0,size=8388608 -D %s -trace %s "
         "-device virtio-blk-pci,id=d0,drive=n0,addr=%d%s", path, event,
         DP_SLOT, mode->props);
 
