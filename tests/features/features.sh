@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 # Copyright (c) 2026 the virtio-blk data plane authors
 #
-# What a QEMU like Debian's can do beside disks, each tried once
+# Some of what a QEMU like Debian's can do beside disks, each tried once
 #
 # To be sourced by a test that has set PLACE, a folder for files, and in whose
 # PATH the QEMU is. Prints "ok NAME" or "not ok NAME: REASON" for each, and

@@ -162,6 +162,12 @@ static unsigned collect_queue(DataPlaneQueue *q, GArray *found)
     }
     /* Pairs with the store-release in pool_get() */
     touched = qatomic_load_acquire(&q->pool->touched);
+    /* These first: one that completes meanwhile is not listed twice. */
+    for (unsigned i = 0; i < qatomic_read(&q->acct_num); i++) {
+        if (read_completed(q, i, touched, &f)) {
+            g_array_append_val(found, f);
+        }
+    }
     for (unsigned i = 0; i < touched; i++) {
         int ret = read_slot(q, i, &f);
 
@@ -169,11 +175,6 @@ static unsigned collect_queue(DataPlaneQueue *q, GArray *found)
             g_array_append_val(found, f);
         } else if (ret < 0) {
             unreadable++;
-        }
-    }
-    for (unsigned i = 0; i < qatomic_read(&q->acct_num); i++) {
-        if (read_completed(q, i, touched, &f)) {
-            g_array_append_val(found, f);
         }
     }
     return unreadable;

@@ -534,6 +534,9 @@ static unsigned queue_pop_batch(DataPlaneQueue *q, VirtIOBlockReq **reqs,
         virtio_blk_progress_set(&slot->req.progress, VIRTIO_BLK_STAGE_POPPED);
         if (unlikely(!vring_is_mapped(&slot->vecs))) {
             stat_add(&q->stats.popped, 1);
+            /* Of the slot's last request, and this one may never have any */
+            slot->req.acct.bytes = 0;
+            slot->req.sector_num = 0;
             data_plane_bounce_map(&q->bounce, &slot->req, &slot->vecs);
             break;
         }
