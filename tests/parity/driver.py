@@ -419,6 +419,8 @@ class Mmio(Uncounted):
 
 #: address, length, whether the device writes to it
 Buffer = Tuple[int, int, bool]
+#: how many of them a request has at most
+CHAIN = 3
 
 
 class SplitRing:
@@ -426,7 +428,7 @@ class SplitRing:
 
     def __init__(self, arena: Arena, size: int):
         self._arena = arena
-        self._size = size
+        self.size = size
         self._desc = self._arena.alloc(16 * size, 4096)
         self._avail = self._arena.alloc(6 + 2 * size, 2)
         self._used = self._arena.alloc(6 + 8 * size, 4096)
@@ -437,17 +439,17 @@ class SplitRing:
         """Makes chains available, all at once."""
         free = 0
         for i, chain in enumerate(chains):
-            slot = (self._index + i) % self._size
+            slot = (self._index + i) % self.size
             self._arena.pack('H', self._avail + 4 + 2 * slot, free)
             for left, (address, length, write) in zip(
                     range(len(chain) - 1, -1, -1), chain):
                 self._arena.pack('QIHH', self._desc + 16 * free, address,
                                  length, (left > 0) | write << 1, free + 1)
                 free += 1
-        if free > self._size:
+        if free > self.size:
             raise SoakError('the batch is larger than the ring')
         # used_event: a notification when the first has been used
-        self._arena.pack('H', self._avail + 4 + 2 * self._size, self._index)
+        self._arena.pack('H', self._avail + 4 + 2 * self.size, self._index)
         self._index = (self._index + len(chains)) & 0xffff
         self._arena.pack('H', self._avail + 2, self._index)
 
@@ -457,7 +459,7 @@ class SplitRing:
             return None
         lengths = {}
         for i in range(number):
-            slot = (self._index - number + i) % self._size
+            slot = (self._index - number + i) % self.size
             head, length = self._arena.unpack('II', self._used + 4 + 8 * slot)
             lengths[head] = length
         return [lengths[head] for head in sorted(lengths)]
@@ -468,7 +470,7 @@ class PackedRing:
 
     def __init__(self, arena: Arena, size: int):
         self._arena = arena
-        self._size = size
+        self.size = size
         self._desc = self._arena.alloc(16 * size, 4096)
         self.areas = (self._desc, self._arena.alloc(4), self._arena.alloc(4))
         self._next = 0
@@ -494,7 +496,7 @@ class PackedRing:
                 else:
                     self._arena.pack('H', where + 14, flags)
                 self._next += 1
-                if self._next == self._size:
+                if self._next == self.size:
                     self._next = 0
                     self._wrap = not self._wrap
         if begin:
@@ -512,8 +514,8 @@ class PackedRing:
             length, chain = self._arena.unpack('IH', where + 8)
             self._lengths[chain] = length
             self._used += self._chains[chain]
-            if self._used >= self._size:
-                self._used -= self._size
+            if self._used >= self.size:
+                self._used -= self.size
                 self._used_wrap = not self._used_wrap
         return [self._lengths[chain] for chain in range(number)]
 
@@ -652,9 +654,16 @@ class Disk:
         return self._queues[queue].ring.done(len(places)) is not None
 
     def run(self, requests: List[Request], queue: int = 0) -> List[tuple]:
-        """Both, while no other is in flight."""
-        self._arena.forget(self._mark)
-        return self.end(self.begin(requests, queue), queue)
+        """Both, while no other is in flight; as many at once as fit."""
+        answers: List[tuple] = []
+        fit = max(self._queues[queue].ring.size // CHAIN, 1)
+        for i in range(0, len(requests), fit):
+            self._arena.forget(self._mark)
+            batch = requests[i:i + fit]
+            answers += self.end(self.begin(batch, queue), queue)
+            if answers[-1] == ('needs reset',):
+                break
+        return answers
 
     def _wait(self, queue: int, number: int) -> Optional[List[int]]:
         ring = self._queues[queue].ring

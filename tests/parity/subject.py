@@ -37,7 +37,8 @@ BACKEND = f'/machine/peripheral/{DEVICE}/virtio-backend'
 VOLATILE = re.compile(
     r'.*_time_ns$|timestamp$|thread-id$|date-|vm-clock-|actual-size$'
     r'|vm-state-size$|offset$|busy$|actively-synced$|parent$|backing$'
-    r'|downtime|setup-time|total-time|^ram$|intervals?$')
+    r'|downtime|setup-time|total-time|^ram$|intervals?$'
+    r'|(busy|poll|idle)-ns$|wakeups$')
 #: the same inside of texts: names that QEMU makes, times and rates
 NOISE = (('#block[0-9]+', '#block'), (r'[0-9.:]+ sec .*', 'N sec'),
          (r'[0-9]+-[0-9]+-[0-9]+ [0-9:]+', 'DATE'),
