@@ -897,10 +897,23 @@ static const WireSize wire_sizes[] = {
     { UINT32_MAX, REFUSED },
 };
 
-/* A read that is parked, and whose guest is in the file of TO_FILE */
-static DpReq *guest_to_file(Guest *g)
+/* Leaves the guest in the file of TO_FILE.  Returns what is in the file */
+static char *guest_to_file(Guest *g, size_t *len)
 {
     g_autofree char *uri = uri_of(TO_FILE);
+    g_autofree char *path = dp_tmp("stream");
+    char *stream;
+
+    set_way(g->vm, TO_FILE);
+    send_to(g->vm, uri, FAST);
+    wait_status(g->vm, NULL, "completed");
+    g_assert_true(g_file_get_contents(path, &stream, len, NULL));
+    return stream;
+}
+
+/* A read that the error policy parks, and that stops the guest */
+static DpReq *park_read(Guest *g)
+{
     DpReq *req = dp_req(g->disk, VIRTIO_BLK_T_IN, PARKED_AT(1), 4096);
 
     req->framing = DP_INDIRECT;         /* one descriptor */
@@ -908,9 +921,6 @@ static DpReq *guest_to_file(Guest *g)
     dp_kick(g->disk);
     qtest_qmp_eventwait(g->vm->qts, "STOP");
     g_assert_cmpuint(g->disk->num, ==, 256);
-    set_way(g->vm, TO_FILE);
-    send_to(g->vm, uri, FAST);
-    wait_status(g->vm, NULL, "completed");
     return req;
 }
 
@@ -956,13 +966,12 @@ static void test_wire_sizes(const DpMode *mode)
 {
     g_autofree char *props = parked_props("");
     g_autofree char *path = dp_tmp("stream");
-    g_autofree char *stream = NULL;
     Guest *g = guest_start_failing(mode, props);
-    DpReq *req = guest_to_file(g);
-    QTestState *source = g->vm->qts;
+    DpReq *req = park_read(g);
     size_t len, at;
+    g_autofree char *stream = guest_to_file(g, &len);
+    QTestState *source = g->vm->qts;
 
-    g_assert_true(g_file_get_contents(path, &stream, &len, NULL));
     at = find_element(stream, len, req) - sizeof(uint32_t);
     g_assert_cmpuint(ldl_be_p(stream + at), ==, 1);
     for (unsigned i = 0; i < ARRAY_SIZE(wire_sizes); i++) {
@@ -1009,15 +1018,10 @@ static void test_wire_queue_sizes(const DpMode *mode)
     static const uint32_t sizes[] = { 0, 1025, 0x80000000, UINT32_MAX };
     g_autofree char *image = dp_image("disk.img", IMAGE_MB * MIB);
     g_autofree char *path = dp_tmp("stream");
-    g_autofree char *uri = uri_of(TO_FILE);
-    g_autofree char *stream = NULL;
     Guest *g = guest_new(vm_on_image(mode, "raw", NULL, ""), "");
     size_t len;
+    g_autofree char *stream = guest_to_file(g, &len);
 
-    set_way(g->vm, TO_FILE);
-    send_to(g->vm, uri, FAST);
-    wait_status(g->vm, NULL, "completed");
-    g_assert_true(g_file_get_contents(path, &stream, &len, NULL));
     for (unsigned i = 0; i < 2 * ARRAY_SIZE(sizes); i++) {
         size_t at = find_queue_size(stream, len, g->disk, i % 2);
         uint32_t good = ldl_be_p(stream + at);
@@ -1030,6 +1034,25 @@ static void test_wire_queue_sizes(const DpMode *mode)
     }
     g_assert_true(g_file_set_contents(path, stream, len, NULL));
     vm_discard(vm_from_file(mode, "", true));
+    dp_disk_free(g->disk);
+    dp_vm_quit(g->vm);
+    g_free(g);
+}
+
+/*
+ * covers: M9: a maximum of the user's is sent, also when the driver uses all of
+ * it: QEMU 10.0.13 goes back to 1024 else
+ */
+static void test_wire_user_size(const DpMode *mode)
+{
+    g_autofree char *image = dp_image("disk.img", IMAGE_MB * MIB);
+    Guest *g = guest_new(vm_on_image(mode, "raw", NULL, ",queue-size=64"), "");
+    size_t len;
+    g_autofree char *stream = guest_to_file(g, &len);
+
+    g_assert_cmpuint(g->disk->num, ==, 64);
+    g_assert_cmpuint(ldl_be_p(stream + find_queue_size(stream, len, g->disk,
+                                                       true)), ==, 64);
     dp_disk_free(g->disk);
     dp_vm_quit(g->vm);
     g_free(g);
@@ -1145,6 +1168,9 @@ int main(int argc, char **argv)
     static const DpTest wire_queue_sizes = {
         "wire-queue-sizes", .own_vm = test_wire_queue_sizes
     };
+    static const DpTest wire_user_size = {
+        "wire-user-size", .own_vm = test_wire_user_size
+    };
     static const DpTest plane[] = {
         { "snapshot/rewind", .own_vm = test_snapshot_rewind },
     };
@@ -1162,6 +1188,8 @@ int main(int argc, char **argv)
     dp_add_row("migration", &wire_sizes, &dp_mode_packed);
     dp_add_row("migration", &wire_sizes, &dp_mode_off_packed);
     dp_add_row("migration", &wire_queue_sizes, &dp_mode_iothread);
+    dp_add_row("migration", &wire_user_size, &dp_mode_iothread);
+    dp_add_row("migration", &wire_user_size, &dp_mode_off);
     qtest_add_data_func("/virtio-blk-dataplane/migration/queue-sizes/iothread",
                         &dp_mode_iothread, test_queue_sizes);
     qtest_add_data_func("/virtio-blk-dataplane/migration/queue-sizes/off",
