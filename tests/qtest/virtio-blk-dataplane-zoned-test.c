@@ -5,8 +5,8 @@
  * without it, only what other disks say to zone requests is tested.  The device
  * needs two conventional zones and at least five others.  tests/zoned/run makes
  * such devices in a guest.  After each request the zones as virtio-blk reports
- * them are compared with those that the kernel reports of the device: the driver
- * must have changed what it was told it changed, and nothing else.
+ * them are compared with those that the kernel reports of the device: the
+ * driver must have changed what it was told it changed, and nothing else.
  *
  * It may know the virtio-blk driver of virtio-blk-dataplane-common.h, and of
  * the plane only whether it serves.
