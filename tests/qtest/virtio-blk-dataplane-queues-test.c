@@ -1035,26 +1035,31 @@ static void test_broken_elsewhere(const void *opaque)
     dp_tmp_cleanup();
 }
 
-/* --- a handler that still runs in a drained section ------------------- */
+/* --- a handler that still runs --------------------------------------- */
 
 static const Layout own_path = {
     "off", 2, "'x-data-plane': 'off', " ROUND_ROBIN, "01", true
 };
 
-/* Each kick is traced in a line of the same length, until there is no room */
-static void kick_until_shut(DpDisk *queue, Gate *gate)
+/* Each step is traced in a line of the same length, until there is no room */
+static void fill_gate(Gate *gate, void (*step)(DpDisk *queue), DpDisk *queue)
 {
     gint64 deadline = dp_deadline();
     int line = 0, bytes;
 
     gate_empty(gate);
     while ((bytes = gate_bytes(gate)) + line <= gate->size) {
-        dp_kick_always(queue);
+        step(queue);
         while (gate_bytes(gate) == bytes) {
-            dp_check_deadline(deadline, "a kick to be traced");
+            dp_check_deadline(deadline, "a step to be traced");
         }
         line = gate_bytes(gate) - bytes;
     }
+}
+
+static void kick_until_shut(DpDisk *queue, Gate *gate)
+{
+    fill_gate(gate, dp_kick_always, queue);
     dp_kick_always(queue);
     /* So that the handler has begun.  Nothing fails if it has not. */
     g_usleep(100 * 1000);
@@ -1086,46 +1091,116 @@ static void end_section(DpVm *vm)
     qtest_qmp_eventwait(vm->qts, "BLOCK_JOB_COMPLETED");
 }
 
-/*
- * covers: E2, D5: a disk is reset in the drained section of another, which
- * does not wait for a handler that has been called and has not begun to submit.
- * The reset does, or the handler would find a device that is stopped.
- */
-static void test_stop_in_section(void)
+static void assert_restarts(DpDisk *disk)
 {
-    Gate gate;
-    DpDisk *disk;
-    DpVm *vm;
-
-    if (!gate_init(&gate)) {
-        g_test_skip("no pipe is small enough");
-        gate_destroy(&gate);
-        dp_tmp_cleanup();
-        return;
-    }
-    vm = vm_gated(&own_path, &gate, "virtio_queue_notify");
-    disk = disk_new(vm, &own_path);
-    start_job(vm);
-    kick_until_shut(dp_disk_queue(disk, 1), &gate);
-    begin_section(vm);
-    gate_open_soon(&gate);
-    dp_disk_reset(disk);
-    g_test_message("reset %s", qatomic_read(&gate.open) ? "afterwards"
-                                                        : "meanwhile");
-    while (!qatomic_read(&gate.open)) {
-        dp_status(disk);
-    }
-    end_section(vm);
     for (unsigned i = 0; i < 3; i++) {
         dp_disk_start(disk, DP_F_ALL);
         run_flush(disk);
         run_flush(dp_disk_queue(disk, 1));
     }
+}
+
+/*
+ * covers: E2, D5: a disk is reset in the drained section of another, which
+ * does not wait for a handler that has been called and has not begun to submit.
+ * The reset does, or the handler would find a device that is stopped.
+ */
+static void run_stop_in_section(Gate *gate)
+{
+    DpVm *vm = vm_gated(&own_path, gate, "virtio_queue_notify");
+    DpDisk *disk = disk_new(vm, &own_path);
+
+    start_job(vm);
+    kick_until_shut(dp_disk_queue(disk, 1), gate);
+    begin_section(vm);
+    gate_open_soon(gate);
+    dp_disk_reset(disk);
+    g_test_message("reset %s", qatomic_read(&gate->open) ? "afterwards"
+                                                         : "meanwhile");
+    while (!qatomic_read(&gate->open)) {
+        dp_status(disk);
+    }
+    end_section(vm);
+    assert_restarts(disk);
     dp_disk_free(disk);
     dp_vm_end(vm);
+}
+
+/*
+ * covers: E7: the driver ends bus mastering while an IOThread is about to look
+ * at a queue.  It must not find that the ring's memory is gone: to access what
+ * is no RAM it waits for the BQL, whose holder waits for the IOThread.
+ */
+static void run_bus_master(Gate *gate)
+{
+    DpVm *vm = vm_gated(&own_path, gate, "virtio_queue_notify");
+    DpDisk *disk = disk_new(vm, &own_path);
+
+    kick_until_shut(dp_disk_queue(disk, 1), gate);
+    gate_open_soon(gate);
+    dp_set_bus_master(disk, false);
+    dp_set_bus_master(disk, true);
+    dp_disk_reset(disk);
+    assert_restarts(disk);
+    dp_disk_free(disk);
+    dp_vm_end(vm);
+}
+
+static void set_throttle(DpVm *vm, int bps)
+{
+    dp_qmp_ok(vm, NULL, "{'execute': 'block_set_io_throttle', 'arguments': {"
+              " 'id': 'd0', 'bps': %d, 'bps_rd': 0, 'bps_wr': 0, 'iops': 0,"
+              " 'iops_rd': 0, 'iops_wr': 0 }}", bps);
+}
+
+/*
+ * covers: D5: a request completes in the drain of a reset.  The handler in
+ * which it does so has yet to notify the driver, for which the reset waits.
+ */
+static void run_notify_in_reset(Gate *gate)
+{
+    DpVm *vm = vm_gated(&own_path, gate, "virtio_notify_irqfd_deferred_fn");
+    DpDisk *disk = disk_new(vm, &own_path);
+    DpReq *req = dp_req(disk, VIRTIO_BLK_T_IN, 0, DP_SECTOR);
+
+    set_throttle(vm, 1);
+    g_assert_cmpint(dp_rw(disk, VIRTIO_BLK_T_OUT, 0, DP_SECTOR, 1), ==, OK);
+    fill_gate(gate, run_flush, disk);
+    dp_submit(disk, req);
+    dp_kick_always(disk);
+    gate_open_soon(gate);
+    dp_disk_reset(disk);
+    /* It always is if the reset waits, and hardly ever if it does not. */
+    g_assert_true(qatomic_read(&gate->open));
+    dp_req_free(disk, req);
+    set_throttle(vm, 0);
+    assert_restarts(disk);
+    dp_disk_free(disk);
+    dp_vm_end(vm);
+}
+
+static void test_gated(const void *opaque)
+{
+    void (*const *run)(Gate *gate) = opaque;
+    Gate gate;
+
+    if (gate_init(&gate)) {
+        (*run)(&gate);
+    } else {
+        g_test_skip("no pipe is small enough");
+    }
     gate_destroy(&gate);
     dp_tmp_cleanup();
 }
+
+static const struct {
+    void (*run)(Gate *gate);
+    const char *name;
+} gated[] = {
+    { run_stop_in_section, "stop-in-section" },
+    { run_bus_master, "bus-master-in-kick" },
+    { run_notify_in_reset, "notify-in-reset" },
+};
 
 /* --- mappings that cannot be ----------------------------------------- */
 
@@ -1503,8 +1578,12 @@ int main(int argc, char **argv)
 
         qtest_add_data_func(path, &named[i], test_renamed);
     }
-    qtest_add_func("/virtio-blk-dataplane/queues/stop-in-section",
-                   test_stop_in_section);
+    for (unsigned i = 0; i < ARRAY_SIZE(gated); i++) {
+        g_autofree char *path =
+            g_strdup_printf("/virtio-blk-dataplane/queues/%s", gated[i].name);
+
+        qtest_add_data_func(path, &gated[i].run, test_gated);
+    }
     qtest_add_func("/virtio-blk-dataplane/queues/locked-memory",
                    test_locked_memory);
     qtest_add_func("/virtio-blk-dataplane/queues/bad-mappings",
