@@ -125,7 +125,7 @@ background() {
     while [ "$(jobs -rp | wc -l)" -ge "$JOBS" ]; do
         wait -n || true
     done
-    { "$@" && : > "$SCRATCH/done.$BASHPID"; } &
+    { "$@"; : > "$SCRATCH/done.$BASHPID"; } &
     background_jobs+=("$!")
 }
 

@@ -295,11 +295,22 @@ apt_install() {
         apt-get install -y -q --no-install-recommends -- "$@"
 }
 
+# exclusively COMMAND...: apt does not wait for another that changes the same
+# lists or files; parts of scripts/check that run at once do here.  The command
+# must die if it fails.
+exclusively() {
+    local lock
+    mkdir -p "$BUILD"
+    exec {lock}>>"$BUILD/.apt-lock"
+    flock "$lock"
+    "$@"
+    exec {lock}>&-
+}
+
 # install_packages PACKAGE...: make sure that Debian packages of the host's
 # own release are there.  Silent, and without apt, if nothing is missing.
 install_packages() {
     local -a missing
-    local log=apt-install.log
     require_debian
     mapfile -t missing < <(missing_packages "$@")
     [ ${#missing[@]} -gt 0 ] || return 0
@@ -307,6 +318,12 @@ install_packages() {
         die "packages are missing and neither root nor sudo is at hand;" \
             "install them with: apt-get install --no-install-recommends" \
             "${missing[*]}"
+    exclusively install_missing "${missing[@]}"
+}
+
+install_missing() {
+    local -a missing=("$@")
+    local log=apt-install.log
     say "installing ${missing[*]}"
     # Lists that are there are good enough as long as they work.
     apt_install "${missing[@]}" > "$LOGS/$log" 2>&1 < /dev/null && return
@@ -501,8 +518,13 @@ EOF
 
 # update_private_apt: fetch the lists, once per run at most.
 update_private_apt() {
-    local mirror log=$LOGS/private-apt.log
     [ -z "${private_apt_is_fresh-}" ] || return 0
+    exclusively fetch_private_lists
+    private_apt_is_fresh=1
+}
+
+fetch_private_lists() {
+    local mirror log=$LOGS/private-apt.log
     [ -r "$KEYRING" ] ||
         die "$KEYRING is missing: install debian-archive-keyring"
     mirror=$(host_mirror)
@@ -518,7 +540,6 @@ update_private_apt() {
         die "apt refuses the package lists of $BASE_SUITE from $mirror:" \
             "mend what it says above"
     fi
-    private_apt_is_fresh=1
 }
 
 # fetch_deb PACKAGE DIR: put the base release's PACKAGE into DIR as PACKAGE.deb,

@@ -57,14 +57,18 @@ def machine(architecture, folder, *args):
 
 def info(vm, device="d0"):
     """What the data plane says of itself."""
-    return vm.cmd("qom-get", path=f"/machine/peripheral/{device}"
-                  "/virtio-backend", property="x-data-plane-info")
+    path = f"/machine/peripheral/{device}"
+    # On virtio-mmio there is no device around it.
+    if any(child["name"] == "virtio-backend"
+           for child in vm.cmd("qom-list", path=path)):
+        path += "/virtio-backend"
+    return vm.cmd("qom-get", path=path, property="x-data-plane-info")
 
 
 def read_operations(vm):
     """Requests of the guest that read, as the block layer counts them."""
     for entry in vm.cmd("query-blockstats"):
-        if entry.get("qdev", "").startswith("/machine/peripheral/d0"):
+        if entry["qdev"] in ("d0", "/machine/peripheral/d0/virtio-backend"):
             return entry["stats"]["rd_operations"]
     raise Failed("query-blockstats does not list the disk")
 
