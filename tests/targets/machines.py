@@ -98,6 +98,8 @@ def check_counters(vm, plane):
     if not plane:
         check(not status["queues"], "a disk without data plane has queues")
         return
+    check(status["queues"], "the data plane does not serve: "
+          + status.get("reason", "no reason given"))
     queue = status["queues"][0]
     done = read_operations(vm)
     check(status["starts"] > 0, "the data plane was never started: "
