@@ -12,6 +12,7 @@
 
 #include "qemu/osdep.h"
 #include <sys/prctl.h>
+#include <sys/ptrace.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
 #include <linux/io_uring.h>
@@ -1617,6 +1618,47 @@ void dp_unplug(DpVm *vm)
 {
     qtest_qmp_device_del_send(vm->qts, "d0");
     dp_eject(vm);
+}
+
+/* Threads */
+
+static pid_t iothread_tid(DpVm *vm, const char *id)
+{
+    QDict *rsp = dp_qmp(vm, NULL, "{'execute': 'query-iothreads'}");
+    const QListEntry *entry;
+    pid_t tid = 0;
+
+    QLIST_FOREACH_ENTRY(qdict_get_qlist(rsp, "return"), entry) {
+        QDict *thread = qobject_to(QDict, qlist_entry_obj(entry));
+
+        if (!strcmp(qdict_get_str(thread, "id"), id)) {
+            tid = qdict_get_int(thread, "thread-id");
+        }
+    }
+    qobject_unref(rsp);
+    g_assert_cmpint(tid, >, 0);
+    return tid;
+}
+
+pid_t dp_freeze(DpVm *vm, const char *iothread)
+{
+    pid_t tid = iothread_tid(vm, iothread);
+    int status;
+
+    if (ptrace(PTRACE_SEIZE, tid, NULL, NULL) < 0) {
+        g_assert_cmpint(errno, ==, EPERM);
+        g_test_skip("the host does not let us stop a thread");
+        return 0;
+    }
+    g_assert_cmpint(ptrace(PTRACE_INTERRUPT, tid, NULL, NULL), ==, 0);
+    g_assert_cmpint(waitpid(tid, &status, __WALL), ==, tid);
+    g_assert_true(WIFSTOPPED(status));
+    return tid;
+}
+
+void dp_thaw(pid_t tid)
+{
+    g_assert_cmpint(ptrace(PTRACE_DETACH, tid, NULL, NULL), ==, 0);
 }
 
 /* Test registration */

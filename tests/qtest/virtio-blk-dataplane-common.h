@@ -257,6 +257,18 @@ void dp_vm_quit(DpVm *vm);
 void dp_vm_end(DpVm *vm);
 
 /**
+ * dp_freeze: make the thread of an IOThread stand still
+ * @iothread: one of query-iothreads
+ *
+ * Returns: its number, or 0, with the test skipped, if the host does not allow
+ *          this
+ *
+ * Pair: dp_thaw()
+ */
+pid_t dp_freeze(DpVm *vm, const char *iothread);
+void dp_thaw(pid_t tid);
+
+/**
  * dp_vm_status_kib: what /proc says of QEMU's memory
  * @field: such as "VmLck:"
  */

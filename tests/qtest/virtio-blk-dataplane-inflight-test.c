@@ -15,8 +15,6 @@
  */
 
 #include "qemu/osdep.h"
-#include <sys/ptrace.h>
-#include <sys/wait.h>
 #include "qemu/bswap.h"
 #include "qobject/qdict.h"
 #include "qobject/qlist.h"
@@ -373,45 +371,6 @@ static void test_paths(DpDisk *disk)
 
 /* --- what hangs ------------------------------------------------------ */
 
-static pid_t iothread_tid(DpVm *vm, const char *id)
-{
-    QDict *rsp = dp_qmp(vm, NULL, "{'execute': 'query-iothreads'}");
-    const QListEntry *entry;
-    pid_t tid = 0;
-
-    QLIST_FOREACH_ENTRY(qdict_get_qlist(rsp, "return"), entry) {
-        QDict *thread = qobject_to(QDict, qlist_entry_obj(entry));
-
-        if (!strcmp(qdict_get_str(thread, "id"), id)) {
-            tid = qdict_get_int(thread, "thread-id");
-        }
-    }
-    qobject_unref(rsp);
-    g_assert_cmpint(tid, >, 0);
-    return tid;
-}
-
-/* Makes one thread stand still.  Returns false if the host does not allow it */
-static bool freeze(pid_t tid)
-{
-    int status;
-
-    if (ptrace(PTRACE_SEIZE, tid, NULL, NULL) < 0) {
-        g_assert_cmpint(errno, ==, EPERM);
-        g_test_skip("the host does not let us stop a thread");
-        return false;
-    }
-    g_assert_cmpint(ptrace(PTRACE_INTERRUPT, tid, NULL, NULL), ==, 0);
-    g_assert_cmpint(waitpid(tid, &status, __WALL), ==, tid);
-    g_assert_true(WIFSTOPPED(status));
-    return true;
-}
-
-static void thaw(pid_t tid)
-{
-    g_assert_cmpint(ptrace(PTRACE_DETACH, tid, NULL, NULL), ==, 0);
-}
-
 /* Waits for the event, and checks what it says */
 static void expect_stall(DpDisk *disk, bool stalled, unsigned n,
                          const DpReq *req, const char *stage)
@@ -436,13 +395,14 @@ static void expect_stall(DpDisk *disk, bool stalled, unsigned n,
 static void test_frozen(DpDisk *disk)
 {
     DpVm *vm = disk->vm;
-    pid_t tid = iothread_tid(vm, "io0");
     DpReq *req[N];
     QDict *answer;
+    pid_t tid;
 
     dp_hold(disk);
     send_reads(disk, req, "throttled");
-    if (freeze(tid)) {
+    tid = dp_freeze(vm, "io0");
+    if (tid) {
         answer = query(disk, "");
         g_assert_cmpuint(count(answer), ==, N);
         assert_is(request_at(answer, 0), disk, req[0], "read", "throttled");
@@ -450,7 +410,7 @@ static void test_frozen(DpDisk *disk)
         qobject_unref(answer);
         qtest_clock_step(vm->qts, 2 * TIMEOUT_MS * MS);
         expect_stall(disk, true, N, req[0], "throttled");
-        thaw(tid);
+        dp_thaw(tid);
     }
     dp_release(disk);
     finish(disk, req);

@@ -124,6 +124,18 @@ VirtioBlkDataPlaneQueueInfo *data_plane_queue_info(DataPlaneQueue *q,
     return info;
 }
 
+bool data_plane_queue_ring_state(DataPlaneQueue *q, VirtQueueRingState *state)
+{
+    GLOBAL_STATE_CODE();
+
+    /* The BQL keeps the ring from being handed back meanwhile. */
+    if (!q->active) {
+        return false;
+    }
+    vring_look(&q->vring, state);
+    return true;
+}
+
 /* The pool */
 
 /*

@@ -273,4 +273,14 @@ void data_plane_queue_give_up(DataPlaneQueue *q, VirtIOBlockReq *req);
 VirtioBlkDataPlaneQueueInfo *data_plane_queue_info(DataPlaneQueue *q,
                                                    const char *iothread);
 
+/**
+ * data_plane_queue_ring_state: where the queue is in its ring
+ * @state: see VirtioDeviceClass.query_ring_state
+ *
+ * Returns: false if the queue has no ring, so that QEMU's VirtQueue knows
+ *
+ * Context: BQL held; does not wait
+ */
+bool data_plane_queue_ring_state(DataPlaneQueue *q, VirtQueueRingState *state);
+
 #endif /* HW_BLOCK_DATAPLANE_VIRTIO_BLK_QUEUE_H */

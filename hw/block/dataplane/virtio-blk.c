@@ -822,3 +822,12 @@ DataPlaneQueue *virtio_blk_data_plane_queue(VirtIOBlockDataPlane *dp,
 
     return &dp->queues[n];
 }
+
+bool virtio_blk_data_plane_ring_state(VirtIOBlockDataPlane *dp, unsigned n,
+                                      VirtQueueRingState *state)
+{
+    GLOBAL_STATE_CODE();
+
+    return n < dp->num_queues &&
+           data_plane_queue_ring_state(&dp->queues[n], state);
+}

@@ -157,4 +157,16 @@ const char *virtio_blk_data_plane_reason(VirtIOBlockDataPlane *dp);
 DataPlaneQueue *virtio_blk_data_plane_queue(VirtIOBlockDataPlane *dp,
                                             unsigned n);
 
+/**
+ * virtio_blk_data_plane_ring_state: where one of the plane's queues is
+ * @n: index of the queue
+ * @state: see VirtioDeviceClass.query_ring_state
+ *
+ * Returns: false if QEMU's VirtQueue knows
+ *
+ * Context: BQL held; does not wait
+ */
+bool virtio_blk_data_plane_ring_state(VirtIOBlockDataPlane *dp, unsigned n,
+                                      VirtQueueRingState *state);
+
 #endif /* HW_BLOCK_DATAPLANE_VIRTIO_BLK_H */

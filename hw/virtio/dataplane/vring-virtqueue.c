@@ -5,7 +5,7 @@
  * serve.  No other file of the ring does.
  *
  * While a Vring is set up nothing may use its VirtQueue: only the Vring has the
- * current positions.
+ * current positions, at which others may look.
  *
  * Copyright (c) 2026 the virtio-blk data plane authors
  *
@@ -14,10 +14,14 @@
 
 #include "qemu/osdep.h"
 #include "qapi/error.h"
+#include "qemu/atomic.h"
 #include "qemu/main-loop.h"
 #include "system/xen.h"
 #include "hw/virtio/virtio.h"
 #include "hw/virtio/dataplane/vring.h"
+
+/* How often to look at a ring that does not stand still */
+#define LOOK_TRIES 100
 
 static void ring_watch_areas(const Vring *vring)
 {
@@ -153,31 +157,116 @@ bool vring_setup(Vring *vring, VirtIODevice *vdev, int n, VringMemory *mem,
     return true;
 }
 
-/* The position of the last check, valid if it is in this lap of the ring */
-static void state_return_signalled(const Vring *vring,
-                                   VirtQueueRingState *state)
+/* What tells where a Vring is */
+typedef struct Positions {
+    uint16_t last_avail_idx;
+    uint16_t shadow_avail_idx;
+    uint16_t used_idx;
+    uint16_t signalled_used;
+    bool avail_wrap;
+    bool used_wrap;
+    bool signalled_used_valid;
+    unsigned inuse;
+    unsigned unpublished;
+    unsigned unpublished_slots;
+    unsigned unsignalled_slots;
+} Positions;
+
+/*
+ * The owner may write meanwhile.  Its stores are plain, because atomic ones
+ * would take more instructions for each element; each is of one aligned field,
+ * which no compiler takes apart.
+ */
+static Positions positions_read(const Vring *vring)
 {
-    if (vring->config.packed) {
-        state->signalled_used = vring->used_idx - vring->unsignalled_slots;
-        state->signalled_used_valid = vring->signalled_used_valid &&
-            vring->unsignalled_slots <= vring->used_idx;
-    } else {
-        state->signalled_used = vring->signalled_used;
-        state->signalled_used_valid = vring->signalled_used_valid;
-    }
+    return (Positions) {
+        .last_avail_idx = qatomic_read(&vring->last_avail_idx),
+        .shadow_avail_idx = qatomic_read(&vring->shadow_avail_idx),
+        .used_idx = qatomic_read(&vring->used_idx),
+        .signalled_used = qatomic_read(&vring->signalled_used),
+        .avail_wrap = qatomic_read(&vring->avail_wrap),
+        .used_wrap = qatomic_read(&vring->used_wrap),
+        .signalled_used_valid = qatomic_read(&vring->signalled_used_valid),
+        .inuse = qatomic_read(&vring->inuse),
+        .unpublished = qatomic_read(&vring->unpublished),
+        .unpublished_slots = qatomic_read(&vring->unpublished_slots),
+        .unsignalled_slots = qatomic_read(&vring->unsignalled_slots),
+    };
 }
 
-static void state_return(const Vring *vring, VirtQueueRingState *state)
+static bool positions_equal(const Positions *a, const Positions *b)
 {
-    if (vring->order) {
-        order_return(vring, state->used_elems);
+    return a->last_avail_idx == b->last_avail_idx &&
+           a->shadow_avail_idx == b->shadow_avail_idx &&
+           a->used_idx == b->used_idx &&
+           a->signalled_used == b->signalled_used &&
+           a->avail_wrap == b->avail_wrap &&
+           a->used_wrap == b->used_wrap &&
+           a->signalled_used_valid == b->signalled_used_valid &&
+           a->inuse == b->inuse &&
+           a->unpublished == b->unpublished &&
+           a->unpublished_slots == b->unpublished_slots &&
+           a->unsignalled_slots == b->unsignalled_slots;
+}
+
+/*
+ * Positions go forward, but for an element that is put back at a stop.  So what
+ * was read twice the same was so in between.  Unlike a sequence count this
+ * costs the owner nothing, and works if the owner has stopped in the middle of
+ * a change.  On a host that reorders stores they may be those of different
+ * moments while the owner runs.
+ */
+static Positions positions_read_together(const Vring *vring)
+{
+    Positions next = positions_read(vring), last;
+    unsigned tries = LOOK_TRIES;
+
+    do {
+        last = next;
+        /* Finish to read before reading again. */
+        smp_rmb();
+        next = positions_read(vring);
+    } while (!positions_equal(&last, &next) && --tries);
+    return next;
+}
+
+/* What was pushed and not published is still in use, as the driver sees it. */
+static void state_hide_unpublished(const Vring *vring, const Positions *pos,
+                                   VirtQueueRingState *state)
+{
+    unsigned slots = vring->config.packed ? pos->unpublished_slots
+                                          : pos->unpublished;
+
+    state->inuse += slots;
+    if (vring->config.packed && slots > state->used_idx) {
+        state->used_idx += vring->config.num;
+        state->used_wrap_counter = !state->used_wrap_counter;
     }
-    state->last_avail_idx = vring->last_avail_idx;
-    state->last_avail_wrap_counter = vring->avail_wrap;
-    state->used_idx = vring->used_idx;
-    state->used_wrap_counter = vring->used_wrap;
-    state->inuse = vring->inuse;
-    state_return_signalled(vring, state);
+    state->used_idx -= slots;
+}
+
+void vring_look(const Vring *vring, VirtQueueRingState *state)
+{
+    Positions pos = positions_read_together(vring);
+
+    *state = (VirtQueueRingState) {
+        .last_avail_idx = pos.last_avail_idx,
+        .last_avail_wrap_counter = pos.avail_wrap,
+        .shadow_avail_idx = vring->config.packed ? pos.last_avail_idx
+                                                 : pos.shadow_avail_idx,
+        .used_idx = pos.used_idx,
+        .used_wrap_counter = pos.used_wrap,
+        .signalled_used = pos.signalled_used,
+        .signalled_used_valid = pos.signalled_used_valid,
+        .inuse = pos.inuse,
+    };
+    state_hide_unpublished(vring, &pos, state);
+    if (vring->config.packed) {
+        /* The position of the last check, valid if it is in this lap */
+        state->signalled_used = state->used_idx - pos.unsignalled_slots;
+        state->signalled_used_valid = pos.signalled_used_valid &&
+            pos.unsignalled_slots <= state->used_idx;
+    }
 }
 
 void vring_teardown(Vring *vring, VirtIODevice *vdev, int n)
@@ -186,8 +275,11 @@ void vring_teardown(Vring *vring, VirtIODevice *vdev, int n)
     VirtQueueRingState state;
 
     assert(bql_locked());
-    virtio_queue_get_ring_state(vq, &state);
-    state_return(vring, &state);
+    if (vring->order) {
+        virtio_queue_get_ring_state(vq, &state);
+        order_return(vring, state.used_elems);
+    }
+    vring_look(vring, &state);
     virtio_queue_set_ring_state(vq, &state);
     ring_unwatch_areas(vring);
     vring_close(vring);

@@ -182,7 +182,10 @@ typedef struct Vring {
     bool swap;                  /* ring is not in host byte order */
     bool lost;                  /* not all of its areas are in RAM; atomic */
 
-    /* Written by each operation, in the owner's context. */
+    /*
+     * Written by each operation, in the owner's context.  Others look at the
+     * positions meanwhile: see vring_look().
+     */
     bool broken;
     bool dropped;               /* pushed while lost or broken; atomic */
     bool signalled_used_valid;
@@ -262,6 +265,19 @@ bool vring_setup(Vring *vring, VirtIODevice *vdev, int n, VringMemory *mem,
  * Context: BQL held, drained
  */
 void vring_teardown(Vring *vring, VirtIODevice *vdev, int n);
+
+/**
+ * vring_look: where the device is in a ring that may be in use
+ * @state: filled in, but for used_elems
+ *
+ * Shows what the driver can see: an element that was pushed and not published
+ * is still in use.  Never waits.  The positions belong together if the ring
+ * stands still for a moment, as it does in a thread that hangs; if not, each
+ * one was true by itself.  The Vring is not torn down meanwhile.
+ *
+ * Context: any thread
+ */
+void vring_look(const Vring *vring, VirtQueueRingState *state);
 
 /**
  * vring_refresh_memory: use the current memory table

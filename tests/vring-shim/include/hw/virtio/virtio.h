@@ -17,6 +17,7 @@
 #define VIRTQUEUE_MAX_SIZE 1024
 
 typedef struct VirtIODevice VirtIODevice;
+typedef struct VirtQueueRingState VirtQueueRingState;
 
 typedef struct VirtQueueElement {
     unsigned int index;
