@@ -8,6 +8,8 @@ load to step verdict. Before and after each step the plane must serve it; that
 is looked at in run.
 """
 
+import json
+from pathlib import Path
 from typing import Callable, Dict, Iterator, List, NamedTuple
 from contextlib import contextmanager
 
@@ -15,6 +17,8 @@ from daemon import Daemon, TestFailed, wait_until
 from domain import Disk, Domain
 
 MIB = 1 << 20
+TOP = (Path(__file__).resolve().parent.parent.parent / "contrib"
+       / "virtio-blk-top" / "virtio-blk-top")
 
 BACKUP = """
 <domainbackup mode='{mode}'>
@@ -419,6 +423,24 @@ def migration_copy(session: Session) -> None:
 
 
 #
+# Beside libvirt
+#
+
+def top(session: Session) -> None:
+    """virtio-blk-top finds it by its name, and sees its load"""
+    host, name = session.domain.daemon.host, session.domain.name
+
+    def loaded() -> bool:
+        said, = json.loads(host.run(
+            str(TOP), name, "--json", "--timeout", "60", "--connect",
+            f"qemu+tcp://{host.address}/system"))
+        expect(f"no problem, not {said}", said.get("status") == "running")
+        return any(row["iops"] for row in said["queues"])
+
+    wait_until("virtio-blk-top to see a request", loaded)
+
+
+#
 # The end
 #
 
@@ -460,7 +482,7 @@ STEPS = (
     Step(save), Step(managed_save),
     Step(iothreads), Step(mapping), Step(plug),
     Step(resize), Step(tune), Step(filters), Step(threshold),
-    Step(statistics),
+    Step(statistics), Step(top),
     Step(snapshots), Step(commit), Step(copy), Step(pull), Step(backup),
     Step(migration), Step(migration_copy),
     Step(verdict), Step(destroy, after=False),
