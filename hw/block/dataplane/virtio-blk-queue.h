@@ -54,17 +54,30 @@ struct DataPlanePool {
 /* Of all requests from pools, while the main loop does not unmap them */
 extern const VirtIOBlockReqOps data_plane_pool_ops;
 
+/* Kinds of requests that are counted apart */
+typedef enum DataPlaneKind {
+    DATA_PLANE_READ,
+    DATA_PLANE_WRITE,
+    DATA_PLANE_FLUSH,
+    DATA_PLANE_DISCARD,
+    DATA_PLANE_WRITE_ZEROES,
+    DATA_PLANE_OTHER,
+    DATA_PLANE__KINDS,
+} DataPlaneKind;
+
+/*
+ * Bucket n counts requests that took from 2^n ns to less than 2^(n+1) ns, and
+ * the first one those of 0 ns, too.  So any 64 bits have a bucket, and no bound
+ * has to be checked.
+ */
+#define DATA_PLANE_BUCKETS 64
+
 /*
  * Counters over the life of the device.  Writer: the queue's AioContext.
  * Readers: any thread, each counter on its own, in no particular order.
  */
 typedef struct DataPlaneStats {
-    uint64_t reads;
-    uint64_t writes;
-    uint64_t flushes;
-    uint64_t discards;
-    uint64_t write_zeroes;
-    uint64_t other;
+    uint64_t done[DATA_PLANE__KINDS];   /* completed, whatever the status */
     uint64_t errors;            /* completed with another status than OK */
     uint64_t popped;
     uint64_t released;          /* popped, and neither parked nor in flight */
@@ -74,6 +87,9 @@ typedef struct DataPlaneStats {
     uint64_t notified;          /* used buffer notifications sent */
     uint64_t suppressed;        /* not sent, as the driver did not ask */
     uint64_t merged;            /* requests submitted as part of another */
+
+    /* How long those that are done took until they were accounted for */
+    uint64_t latency[DATA_PLANE__KINDS * DATA_PLANE_BUCKETS];
 } DataPlaneStats;
 
 /* What calls notify_guest() after a batch: see notify_guest_later() */
@@ -124,6 +140,7 @@ struct DataPlaneQueue {
      */
     unsigned acct_num;
     BlockAcctDone acct[DATA_PLANE_PUBLISH];
+    uint8_t acct_kind[DATA_PLANE_PUBLISH];      /* DataPlaneKind */
     VirtIOBlockReq *acct_req[DATA_PLANE_PUBLISH];
 
     /* NULL before the first ring.  BQL held, and not started / any of both */
@@ -282,5 +299,20 @@ VirtioBlkDataPlaneQueueInfo *data_plane_queue_info(DataPlaneQueue *q,
  * Context: BQL held; does not wait
  */
 bool data_plane_queue_ring_state(DataPlaneQueue *q, VirtQueueRingState *state);
+
+/**
+ * data_plane_queue_latency: how long the requests of a queue took
+ * @n: number of a bucket, less than DATA_PLANE_BUCKETS
+ *
+ * From when a request was taken from the ring, or tried again, or since its
+ * buffers outside of RAM were mapped, until it was about to be shown to the
+ * driver.
+ *
+ * Returns: how many of @kind have ended in bucket @n
+ *
+ * Context: any thread
+ */
+uint64_t data_plane_queue_latency(const DataPlaneQueue *q, DataPlaneKind kind,
+                                  unsigned n);
 
 #endif /* HW_BLOCK_DATAPLANE_VIRTIO_BLK_QUEUE_H */

@@ -785,6 +785,19 @@ static const char *plane_iothread_id(VirtIOBlockDataPlane *dp, unsigned n)
     return dp->iothread_id;
 }
 
+/* Returns NULL unless the plane is going to serve the device after a "cont" */
+static const char *plane_pause_reason(VirtIOBlockDataPlane *dp)
+{
+    VirtIODevice *vdev = VIRTIO_DEVICE(dp->s);
+
+    if (dp->state == VIRTIO_BLK_DATA_PLANE_STATE_STOPPED &&
+        !vdev->vm_running && !virtio_device_disabled(vdev) &&
+        virtio_device_started(vdev, vdev->status)) {
+        return "VM is paused";
+    }
+    return NULL;
+}
+
 VirtioBlkDataPlaneInfo *virtio_blk_data_plane_info(VirtIOBlock *s)
 {
     VirtioBlkDataPlaneInfo *info = g_new0(VirtioBlkDataPlaneInfo, 1);
@@ -799,7 +812,7 @@ VirtioBlkDataPlaneInfo *virtio_blk_data_plane_info(VirtIOBlock *s)
     }
     info->state = dp->state;
     info->serving = dp->state == VIRTIO_BLK_DATA_PLANE_STATE_STARTED;
-    info->reason = g_strdup(dp->reason);
+    info->reason = g_strdup(dp->reason ?: plane_pause_reason(dp));
     info->starts = dp->starts;
     for (unsigned i = 0; i < dp->num_queues; i++) {
         QAPI_LIST_APPEND(tail, data_plane_queue_info(&dp->queues[i],
