@@ -401,7 +401,8 @@ static void test_load(DpDisk *disk)
         result = find_result(results, BACKEND, 0);
         sum = histogram(result, "read-latency", bucket) +
               histogram(result, "write-latency", bucket);
-        g_assert_cmpint(sum, >=, last);
+        /* All that the driver has seen is counted */
+        g_assert_cmpint(sum, >=, MAX(last, 10 * (i + 1)));
         last = sum;
         qobject_unref(results);
     }
