@@ -95,8 +95,9 @@ static inline void stat_latency(DataPlaneQueue *q, DataPlaneKind kind,
 {
     /* 63 minus that; so the compiler needs one instruction for both. */
     unsigned bucket = 63 ^ clz64(ns | 1);
+    size_t n = kind * DATA_PLANE_BUCKETS + bucket;
 
-    stat_add(&q->stats.latency[kind * DATA_PLANE_BUCKETS + bucket], 1);
+    stat_add(&q->stats.latency[n], 1);
 }
 
 uint64_t data_plane_queue_latency(const DataPlaneQueue *q, DataPlaneKind kind,
@@ -304,12 +305,15 @@ static void queue_account(DataPlaneQueue *q)
     qatomic_set(&q->acct_num, 0);
 }
 
-/* Of a request that is not accounted for in a batch; few are not. */
+/*
+ * Of a request that is not accounted for in a batch; few are not.  Its kind is
+ * where that of the next one in the batch will be.
+ */
 static __attribute__((noinline)) void
-queue_account_other(DataPlaneQueue *q, DataPlaneKind kind,
-                    const VirtIOBlockReq *req)
+queue_account_other(DataPlaneQueue *q, const VirtIOBlockReq *req)
 {
-    stat_latency(q, kind, block_acct_now_ns() - req->acct.start_time_ns);
+    stat_latency(q, q->acct_kind[q->acct_num],
+                 block_acct_now_ns() - req->acct.start_time_ns);
 }
 
 /*
@@ -447,8 +451,10 @@ void queue_use_request(DataPlaneQueue *q, VirtIOBlockReq *req,
     DataPlaneKind kind = kind_of_type(type);
 
     stat_completed(q, kind, status);
+    /* Now, as it would take a register to keep it */
+    q->acct_kind[q->acct_num] = kind;
     if (unlikely(virtio_device_disabled(queue_vdev(q)))) {
-        queue_account_other(q, kind, req);
+        queue_account_other(q, req);
         vring_push_disabled(&q->vring, &req->elem, vecs,
                             used_length(req, type, status));
         return;
@@ -457,13 +463,13 @@ void queue_use_request(DataPlaneQueue *q, VirtIOBlockReq *req,
 
     /* virtio-blk.c accounts for failed requests.  Others fit the 32 bits. */
     QEMU_BUILD_BUG_ON(BDRV_REQUEST_MAX_BYTES > UINT32_MAX);
-    if (status == VIRTIO_BLK_S_OK && req->acct.type != BLOCK_ACCT_NONE) {
+    if (likely(status == VIRTIO_BLK_S_OK &&
+               req->acct.type != BLOCK_ACCT_NONE)) {
         q->acct[q->acct_num] = block_acct_take(&req->acct);
-        q->acct_kind[q->acct_num] = kind;
         qatomic_set(&q->acct_req[q->acct_num], req);
         qatomic_set(&q->acct_num, q->acct_num + 1);
     } else {
-        queue_account_other(q, kind, req);
+        queue_account_other(q, req);
     }
     if (vring_unpublished(&q->vring) >= DATA_PLANE_PUBLISH ||
         q->acct_num == DATA_PLANE_PUBLISH) {
