@@ -9,16 +9,27 @@ is looked at in run.
 """
 
 import json
+import shlex
+import sys
 from pathlib import Path
 from typing import Callable, Dict, Iterator, List, NamedTuple
 from contextlib import contextmanager
 
-from daemon import Daemon, TestFailed, wait_until
-from domain import Disk, Domain
+ROOT = Path(__file__).resolve().parent.parent.parent
+sys.path.insert(0, str(ROOT / "tests" / "docs"))
+
+# pylint: disable=wrong-import-position
+from blocks import literal_blocks  # noqa: E402
+from daemon import Daemon, TestFailed, wait_until  # noqa: E402
+from domain import Disk, Domain  # noqa: E402
 
 MIB = 1 << 20
-TOP = (Path(__file__).resolve().parent.parent.parent / "contrib"
-       / "virtio-blk-top" / "virtio-blk-top")
+TOP = ROOT / "contrib" / "virtio-blk-top" / "virtio-blk-top"
+
+PAGE = ROOT / "docs" / "devel" / "virtio-blk-dataplane-libvirt.rst"
+# How the page names them
+PAGE_DOMAIN = "dataplane"
+PAGE_DISK = "virtio-disk0"
 
 BACKUP = """
 <domainbackup mode='{mode}'>
@@ -426,6 +437,24 @@ def migration_copy(session: Session) -> None:
 # Beside libvirt
 #
 
+def documented(session: Session) -> None:
+    """what the page on libvirt says to ask answers that the disk is served"""
+    domain = session.domain
+    asked = 0
+    for block in literal_blocks(PAGE):
+        # One command, with its line continued by a backslash.
+        words = shlex.split(" ".join(block).replace("\\ ", ""))
+        if words[:1] != ["virsh"]:
+            continue
+        names = {PAGE_DOMAIN: domain.name}
+        said = domain.daemon.virsh(*(
+            names.get(word, word).replace(PAGE_DISK, "ua-vda")
+            for word in words[1:]))
+        expect(f"serving, not {said}", '"serving": true' in said)
+        asked += 1
+    expect("a command of virsh in the page", asked > 0)
+
+
 def top(session: Session) -> None:
     """virtio-blk-top finds it by its name, and sees its load"""
     host, name = session.domain.daemon.host, session.domain.name
@@ -482,7 +511,7 @@ STEPS = (
     Step(save), Step(managed_save),
     Step(iothreads), Step(mapping), Step(plug),
     Step(resize), Step(tune), Step(filters), Step(threshold),
-    Step(statistics), Step(top),
+    Step(statistics), Step(documented), Step(top),
     Step(snapshots), Step(commit), Step(copy), Step(pull), Step(backup),
     Step(migration), Step(migration_copy),
     Step(verdict), Step(destroy, after=False),

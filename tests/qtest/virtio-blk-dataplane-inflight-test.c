@@ -304,7 +304,7 @@ static void test_load(DpDisk *disk)
     DpLoad *load = dp_load_new(disk, 16, 0);
     unsigned listed = 0;
 
-    for (unsigned i = 0; i < 200; i++) {
+    for (unsigned i = 0; i < 100; i++) {
         QDict *answer;
 
         dp_load_run(load, 10);

@@ -454,7 +454,7 @@ static void test_load(DpDisk *disk)
 {
     DpLoad *load = dp_load_new(disk, 16, 0);
 
-    for (unsigned i = 0; i < 200; i++) {
+    for (unsigned i = 0; i < 50; i++) {
         Status s;
 
         dp_load_run(load, 10);
