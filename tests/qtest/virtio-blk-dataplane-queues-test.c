@@ -1113,14 +1113,11 @@ static void assert_restarts(DpDisk *disk)
  * does not wait for a handler that has been called and has not begun to submit.
  * The reset does, or the handler would find a device that is stopped.
  */
-static void run_stop_in_section(Gate *gate)
+static void run_stop_in_section(DpDisk *disk, Gate *gate)
 {
-    DpVm *vm = vm_gated(&own_path, gate, "virtio_queue_notify");
-    DpDisk *disk = disk_new(vm, &own_path);
-
-    start_job(vm);
+    start_job(disk->vm);
     kick_until_shut(dp_disk_queue(disk, 1), gate);
-    begin_section(vm);
+    begin_section(disk->vm);
     gate_open_soon(gate);
     dp_disk_reset(disk);
     g_test_message("reset %s", qatomic_read(&gate->open) ? "afterwards"
@@ -1128,10 +1125,7 @@ static void run_stop_in_section(Gate *gate)
     while (!qatomic_read(&gate->open)) {
         dp_status(disk);
     }
-    end_section(vm);
-    assert_restarts(disk);
-    dp_disk_free(disk);
-    dp_vm_end(vm);
+    end_section(disk->vm);
 }
 
 /*
@@ -1139,29 +1133,21 @@ static void run_stop_in_section(Gate *gate)
  * at a queue.  It must not find that the ring's memory is gone: to access what
  * is no RAM it waits for the BQL, whose holder waits for the IOThread.
  */
-static void run_bus_master(Gate *gate)
+static void run_bus_master(DpDisk *disk, Gate *gate)
 {
-    DpVm *vm = vm_gated(&bus_memory, gate, "virtio_queue_notify");
-    DpDisk *disk = disk_new(vm, &bus_memory);
-
     kick_until_shut(dp_disk_queue(disk, 1), gate);
     gate_open_soon(gate);
     dp_set_bus_master(disk, false);
     dp_set_bus_master(disk, true);
     dp_disk_reset(disk);
-    assert_restarts(disk);
-    dp_disk_free(disk);
-    dp_vm_end(vm);
 }
 
 /*
  * covers: D5: a throttled request completes in a reset's drain.  The handler in
  * which it does so has yet to notify the driver, for which the reset waits.
  */
-static void run_notify_in_reset(Gate *gate)
+static void run_notify_in_reset(DpDisk *disk, Gate *gate)
 {
-    DpVm *vm = vm_gated(&own_path, gate, "virtio_notify_irqfd_deferred_fn");
-    DpDisk *disk = disk_new(vm, &own_path);
     DpReq *req = dp_req(disk, VIRTIO_BLK_T_IN, 0, DP_SECTOR);
 
     dp_hold(disk);
@@ -1175,33 +1161,42 @@ static void run_notify_in_reset(Gate *gate)
     g_assert_true(qatomic_read(&gate->open));
     dp_req_free(disk, req);
     dp_release(disk);
-    assert_restarts(disk);
-    dp_disk_free(disk);
-    dp_vm_end(vm);
 }
 
+static const struct Gated {
+    const char *name;
+    void (*run)(DpDisk *disk, Gate *gate);
+    const Layout *layout;
+    const char *event;          /* in which a thread is held */
+} gated[] = {
+    { "stop-in-section", run_stop_in_section, &own_path,
+      "virtio_queue_notify" },
+    { "bus-master-in-kick", run_bus_master, &bus_memory,
+      "virtio_queue_notify" },
+    { "notify-in-reset", run_notify_in_reset, &own_path,
+      "virtio_notify_irqfd_deferred_fn" },
+};
+
+/* And the disk works afterwards */
 static void test_gated(const void *opaque)
 {
-    void (*const *run)(Gate *gate) = opaque;
+    const struct Gated *test = opaque;
     Gate gate;
 
     if (gate_init(&gate)) {
-        (*run)(&gate);
+        DpVm *vm = vm_gated(test->layout, &gate, test->event);
+        DpDisk *disk = disk_new(vm, test->layout);
+
+        test->run(disk, &gate);
+        assert_restarts(disk);
+        dp_disk_free(disk);
+        dp_vm_end(vm);
     } else {
         g_test_skip("no pipe is small enough");
     }
     gate_destroy(&gate);
     dp_tmp_cleanup();
 }
-
-static const struct {
-    void (*run)(Gate *gate);
-    const char *name;
-} gated[] = {
-    { run_stop_in_section, "stop-in-section" },
-    { run_bus_master, "bus-master-in-kick" },
-    { run_notify_in_reset, "notify-in-reset" },
-};
 
 /* --- mappings that cannot be ----------------------------------------- */
 
@@ -1583,7 +1578,7 @@ int main(int argc, char **argv)
         g_autofree char *path =
             g_strdup_printf("/virtio-blk-dataplane/queues/%s", gated[i].name);
 
-        qtest_add_data_func(path, &gated[i].run, test_gated);
+        qtest_add_data_func(path, &gated[i], test_gated);
     }
     qtest_add_func("/virtio-blk-dataplane/queues/locked-memory",
                    test_locked_memory);
