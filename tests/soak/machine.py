@@ -269,6 +269,14 @@ class HumanMonitor:
         return self._until_prompt(line)
 
 
+def limit_images(human: HumanMonitor, iops: int) -> None:
+    """Limits requests to the images of a slow machine; 0: not any more."""
+    words = human.cmd('qom-set -j /objects/slow limits '
+                      + json.dumps({'iops-total': iops, 'iops-total-max': 0}))
+    if 'Error' in words:
+        raise SoakError(f'the limits cannot be set: {words}')
+
+
 def allow_core() -> None:
     """A QEMU that crashes shall leave something to be looked at."""
     limit = resource.getrlimit(resource.RLIMIT_CORE)[1]

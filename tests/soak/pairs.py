@@ -14,14 +14,13 @@ Movers speak to the human monitor, as a QMP command is not begun before the one
 of the holder has ended. What scenarios.py says of scenarios is true here, too.
 """
 
-import json
 import threading
 import time
 from dataclasses import dataclass, field
 from typing import Callable, Dict, Iterator, List
 
 from machine import (BACKEND, DEVICE, DISK_MIB, MIB, HumanMonitor, Machine,
-                     Refused, SoakError, wait_until)
+                     Refused, SoakError, limit_images, wait_until)
 from scenarios import (LIMITS, Scenario, back_to_form, cancel_job, finish_job,
                        job_state, plug, snapshot, wait_job)
 
@@ -64,11 +63,7 @@ class Stage:
 
     def slow(self, yes: bool) -> None:
         """Limits requests to images, or not any more."""
-        limits = {'iops-total': self.iops * yes, 'iops-total-max': 0}
-        words = self.human.cmd('qom-set -j /objects/slow limits '
-                               + json.dumps(limits))
-        if 'Error' in words:
-            raise SoakError(f'the limits cannot be set: {words}')
+        limit_images(self.human, self.iops * yes)
 
 
 @dataclass(frozen=True)

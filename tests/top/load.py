@@ -20,6 +20,7 @@ sys.path[:0] = [str(HERE.parent / name) for name in ('bench', 'hosts', 'soak')]
 
 # pylint: disable=wrong-import-position
 from machine import BACKEND, Config, Machine, Tools  # noqa: E402
+from scenarios import throttle  # noqa: E402
 from session import Qmp, kill_group  # noqa: E402
 from waiting import wait_until  # noqa: E402
 
@@ -84,10 +85,7 @@ class LoadedVm:
 
     def throttle(self, iops: int) -> None:
         """Limits the disk; 0: not any more."""
-        limits = dict.fromkeys(('bps', 'bps_rd', 'bps_wr', 'iops_rd',
-                                'iops_wr'), 0)
-        self._machine.cmd('block_set_io_throttle',
-                          {'id': BACKEND, 'iops': iops, **limits})
+        throttle(self._machine, **({'iops': iops} if iops else {}))
 
     def histogram(self, bounds: List[int]) -> None:
         """Asks for histograms with these bounds, or for none."""
