@@ -14,6 +14,8 @@ Movers speak to the human monitor, as a QMP command is not begun before the one
 of the holder has ended. What scenarios.py says of scenarios is true here, too.
 """
 
+import errno
+import os
 import threading
 import time
 from dataclasses import dataclass, field
@@ -21,7 +23,7 @@ from typing import Callable, Dict, Iterator, List
 
 from machine import (BACKEND, DEVICE, DISK_MIB, MIB, HumanMonitor, Machine,
                      Refused, SoakError, limit_images, wait_until)
-from scenarios import (LIMITS, Scenario, back_to_form, cancel_job, finish_job,
+from scenarios import (LIMITS, Scenario, back_to_form, cancel_job, dismiss_job,
                        job_state, plug, snapshot, wait_job)
 
 Step = Callable[['Stage'], Iterator[None]]
@@ -35,11 +37,13 @@ class Stage:
     human: a monitor for movers
     iops: limit of requests to images while a holder is at work
     lengths: seconds that each holder is at work undisturbed
+    migrated: images were inactive while a holder was at work
     """
     vm: Machine
     human: HumanMonitor
     iops: int
     lengths: Dict[str, float] = field(default_factory=dict)
+    migrated: bool = False
 
     def send(self, name: str, /, **arguments) -> int:
         """Begins a QMP command."""
@@ -218,19 +222,42 @@ def start(stage: Stage, name: str, **more) -> int:
 GUARD = 1
 
 
-def concluded(stage: Stage) -> None:
-    """The job has come to a good end, and is known no more."""
+def ended(stage: Stage) -> str:
+    """The job has come to an end, and is known no more. Returns its error."""
     vm = stage.vm
+
+    def there() -> bool:
+        return job_state(vm, 'held')['status'] == 'concluded'
+
     late = time.monotonic() + GUARD
-    wait_until('the job to end', lambda: time.monotonic() > late
-               or job_state(vm, 'held')['status'] == 'concluded')
-    if job_state(vm, 'held')['status'] == 'concluded':
-        finish_job(vm, 'held')
-        return
-    # The guest is at work, and writes faster than the job copies.
-    vm.driver.cmd('quiesce')
-    finish_job(vm, 'held')
-    vm.driver.cmd('resume')
+    wait_until('the job to end', lambda: time.monotonic() > late or there())
+    slow = not there()
+    if slow:
+        # The guest is at work, and writes faster than the job copies.
+        vm.driver.cmd('quiesce')
+        wait_until('the job to end', there)
+    error = job_state(vm, 'held').get('error', '')
+    dismiss_job(vm, 'held')
+    if slow:
+        vm.driver.cmd('resume')
+    return error
+
+
+def concluded(stage: Stage) -> None:
+    """The job has come to a good end."""
+    error = ended(stage)
+    if error:
+        raise SoakError(f'job held: {error}')
+
+
+def streamed(stage: Stage) -> None:
+    """A stream cannot copy to an inactive node, and is begun anew then."""
+    error = ended(stage)
+    if error and not (stage.migrated and error == os.strerror(errno.EPERM)):
+        raise SoakError(f'job held: {error}')
+    if error:
+        stage.answers(start(stage, 'block-stream'))
+        concluded(stage)
 
 
 def ready(stage: Stage, name: str, **more) -> None:
@@ -309,7 +336,7 @@ def stream(stage: Stage) -> Iterator[None]:
     """a stream begins and ends"""
     base = snapshot(stage.vm, 'overlay')
     stage.vm.progress(50)
-    yield from job(stage, 'block-stream', concluded)
+    yield from job(stage, 'block-stream', streamed)
     stage.vm.del_node(base)
     back_to_form(stage.vm)
 
@@ -448,6 +475,7 @@ def stop_reset(stage: Stage) -> Iterator[None]:
 
 def switchover(stage: Stage) -> Iterator[None]:
     """it is migrated, and comes back"""
+    stage.migrated = True
     # Its vCPUs are going to be stopped, and no event tells when.
     stage.vm.driver.cmd('pause')
     stage.human.cmd('migrate -d "exec:cat > /dev/null"')
@@ -528,6 +556,7 @@ SLOW_ALL = (100, 300, 1000)
 
 def hold(stage: Stage, holder: Part, mover: Part, moment: float) -> None:
     """A holder, and a mover after so many seconds of it."""
+    stage.migrated = False
     held = holder.run(stage)
     next(held)
     stage.slow(True)
