@@ -250,12 +250,17 @@ def concluded(stage: Stage) -> None:
         raise SoakError(f'job held: {error}')
 
 
-def streamed(stage: Stage) -> None:
-    """A stream cannot copy to an inactive node, and is begun anew then."""
+def was_inactive(stage: Stage) -> bool:
+    """The job has come to a good end, or it had to write to an inactive node."""
     error = ended(stage)
     if error and not (stage.migrated and error == os.strerror(errno.EPERM)):
         raise SoakError(f'job held: {error}')
-    if error:
+    return bool(error)
+
+
+def streamed(stage: Stage) -> None:
+    """The stream has come to its end, or is begun anew."""
+    if was_inactive(stage):
         stage.answers(start(stage, 'block-stream'))
         concluded(stage)
 
@@ -269,7 +274,13 @@ def ready(stage: Stage, name: str, **more) -> None:
 
 def given_up(stage: Stage) -> None:
     """The job, which would go on, is ended."""
-    cancel_job(stage.vm, 'held')
+    try:
+        stage.vm.cmd('job-cancel', id='held')
+    except Refused:
+        # It has ended by itself in the meantime.
+        was_inactive(stage)
+    else:
+        ended(stage)
 
 
 def job(stage: Stage, name: str, end_it: Callable[[Stage], None],
