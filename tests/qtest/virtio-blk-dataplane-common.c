@@ -378,6 +378,20 @@ DpDisk *dp_disk_wrap(DpVm *vm, const char *id, QVirtioDevice *vdev)
     return disk;
 }
 
+DpVm *dp_vm_parking(const DpMode *mode, const char *props)
+{
+    g_autofree char *path = dp_image("disk.img", DP_IMAGE_SIZE);
+
+    return dp_vm_start(
+        "-blockdev '{\"driver\": \"raw\", \"node-name\": \"n0\","
+        " \"file\": {\"driver\": \"blkdebug\", \"image\":"
+        " {\"driver\": \"file\", \"filename\": \"%s\"},"
+        " \"inject-error\": [{\"event\": \"none\", \"iotype\": \"write\","
+        " \"errno\": 28, \"once\": true}]}}' "
+        "-device virtio-blk-pci,id=d0,drive=n0,addr=%d,werror=stop%s%s", path,
+        DP_SLOT, props, mode->props);
+}
+
 void dp_open_port(DpVm *vm, int devfn, unsigned bus)
 {
     QPCIDevice *port = qpci_device_find(vm->bus, devfn);
@@ -1189,6 +1203,10 @@ static void read_counters(const QDict *queue, DpInfo *info)
         pstrcpy(info->iothread, sizeof(info->iothread),
                 qdict_get_str(queue, "iothread"));
     }
+    if (qdict_haskey(queue, "moving-to")) {
+        pstrcpy(info->moving_to, sizeof(info->moving_to),
+                qdict_get_str(queue, "moving-to"));
+    }
 }
 
 static void read_info(DpVm *vm, const char *id, unsigned queue, DpInfo *info)
@@ -1622,7 +1640,7 @@ void dp_unplug(DpVm *vm)
 
 /* Threads */
 
-static pid_t iothread_tid(DpVm *vm, const char *id)
+pid_t dp_iothread_tid(DpVm *vm, const char *id)
 {
     QDict *rsp = dp_qmp(vm, NULL, "{'execute': 'query-iothreads'}");
     const QListEntry *entry;
@@ -1640,9 +1658,32 @@ static pid_t iothread_tid(DpVm *vm, const char *id)
     return tid;
 }
 
+void dp_iothread_add(DpVm *vm, const char *id)
+{
+    dp_qmp_ok(vm, NULL, "{'execute': 'object-add', 'arguments': {"
+              " 'qom-type': 'iothread', 'id': %s}}", id);
+}
+
+void dp_iothread_del(DpVm *vm, const char *id)
+{
+    dp_qmp_ok(vm, NULL, "{'execute': 'object-del', 'arguments': {'id': %s}}",
+              id);
+}
+
+void dp_wait_thread_gone(DpVm *vm, pid_t tid)
+{
+    g_autofree char *path = g_strdup_printf("/proc/%d/task/%d",
+                                            (int)qtest_pid(vm->qts), (int)tid);
+    gint64 deadline = dp_deadline();
+
+    while (g_file_test(path, G_FILE_TEST_EXISTS)) {
+        dp_check_deadline(deadline, "an IOThread to go");
+    }
+}
+
 pid_t dp_freeze(DpVm *vm, const char *iothread)
 {
-    pid_t tid = iothread_tid(vm, iothread);
+    pid_t tid = dp_iothread_tid(vm, iothread);
     int status;
 
     if (ptrace(PTRACE_SEIZE, tid, NULL, NULL) < 0) {

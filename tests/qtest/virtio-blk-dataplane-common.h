@@ -181,6 +181,7 @@ typedef struct DpInfo {
     char state[16];
     char reason[160];       /* empty if there is none */
     char iothread[32];      /* empty if there is none */
+    char moving_to[32];     /* likewise */
     bool serving;
     unsigned num_queues;
     int64_t starts;
@@ -257,6 +258,20 @@ void dp_vm_quit(DpVm *vm);
 void dp_vm_end(DpVm *vm);
 
 /**
+ * dp_iothread_add / dp_iothread_del: object-add and object-del of one
+ */
+void dp_iothread_add(DpVm *vm, const char *id);
+void dp_iothread_del(DpVm *vm, const char *id);
+
+/**
+ * dp_iothread_tid: the thread of one of query-iothreads
+ *
+ * dp_wait_thread_gone: wait until a thread of QEMU has ended
+ */
+pid_t dp_iothread_tid(DpVm *vm, const char *id);
+void dp_wait_thread_gone(DpVm *vm, pid_t tid);
+
+/**
  * dp_freeze: make the thread of an IOThread stand still
  * @iothread: one of query-iothreads
  *
@@ -288,6 +303,11 @@ DpVm *dp_vm_null(const DpMode *mode, const char *opts, const char *props);
 DpVm *dp_vm_file_aio(const DpMode *mode, uint64_t size, const char *aio,
                      const char *props);
 DpVm *dp_vm_file(const DpMode *mode, uint64_t size, const char *props);
+
+/**
+ * dp_vm_parking: the same, but the first write fails, and stops the machine
+ */
+DpVm *dp_vm_parking(const DpMode *mode, const char *props);
 
 /**
  * dp_open_port: let what is behind a root port be reached

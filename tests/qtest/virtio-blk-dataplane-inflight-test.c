@@ -256,19 +256,9 @@ static void test_types(DpDisk *disk)
     dp_req_free(disk, req);
 }
 
-/* The first write fails, and stops the machine. */
 static DpVm *vm_parking(const DpMode *mode)
 {
-    g_autofree char *path = dp_image("disk.img", DP_IMAGE_SIZE);
-
-    return dp_vm_start(
-        "-blockdev '{\"driver\": \"raw\", \"node-name\": \"n0\","
-        " \"file\": {\"driver\": \"blkdebug\", \"image\":"
-        " {\"driver\": \"file\", \"filename\": \"%s\"},"
-        " \"inject-error\": [{\"event\": \"none\", \"iotype\": \"write\","
-        " \"errno\": 28, \"once\": true}]}}' "
-        "-device virtio-blk-pci,id=d0,drive=n0,addr=%d,werror=stop" STALLS
-        "%s", path, DP_SLOT, mode->props);
+    return dp_vm_parking(mode, STALLS);
 }
 
 /* covers: M9: what is parked is listed, is no stall, and goes on after cont */

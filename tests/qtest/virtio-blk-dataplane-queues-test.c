@@ -1301,18 +1301,6 @@ static void check_name(DpDisk *queue, const Layout *layout)
     }
 }
 
-static void object_del(DpVm *vm, const char *id)
-{
-    dp_qmp_ok(vm, NULL, "{'execute': 'object-del', 'arguments': {'id': %s}}",
-              id);
-}
-
-static void object_add(DpVm *vm, const char *id)
-{
-    dp_qmp_ok(vm, NULL, "{'execute': 'object-add', 'arguments': {"
-              " 'qom-type': 'iothread', 'id': %s}}", id);
-}
-
 /* The device's threads are no longer listed; are they gone with the device? */
 static void unplug_unnamed(DpVm *vm, DpDisk *disk, unsigned threads)
 {
@@ -1341,9 +1329,9 @@ static void test_renamed(const void *opaque)
 
         device_add(vm, layout);
         disk = disk_new(vm, layout);
-        object_del(vm, "io1");
+        dp_iothread_del(vm, "io1");
         if (i) {
-            object_add(vm, "io1");
+            dp_iothread_add(vm, "io1");
         }
         for (unsigned j = 0; j < layout->num; j++) {
             run_flush(dp_disk_queue(disk, j));
@@ -1351,9 +1339,9 @@ static void test_renamed(const void *opaque)
         }
         unplug_unnamed(vm, disk, threads - !i);
         if (i) {
-            object_del(vm, "io1");
+            dp_iothread_del(vm, "io1");
         }
-        object_add(vm, "io1");
+        dp_iothread_add(vm, "io1");
         g_assert_cmpuint(count_threads(vm), ==, threads);
     }
     dp_vm_quit(vm);

@@ -16,7 +16,8 @@ from groups import Second, both
 from machine import CONFIGS, MIB, Machine, SoakError
 from memory import Balloon, VirtioMem, elsewhere
 from remote import RECONNECT, Daemon, cut, start_mirror
-from scenarios import finish_job, pivot, start_job, wait_job, wait_ready
+from scenarios import (finish_job, move_queues, pivot, start_job, wait_job,
+                       wait_ready)
 
 BLOCK = 4096
 
@@ -69,6 +70,12 @@ def lost_irqs(vm: Machine) -> None:
     """The driver is not told of ended requests any more."""
     vm.driver.cmd('drop-irqs', 1 << 30)
     vm.progress(1 << 30)
+
+
+def lost_irqs_moved(vm: Machine) -> None:
+    """The same, while queues move, which kicks them."""
+    vm.driver.cmd('drop-irqs', 1 << 30)
+    move_queues(vm)
 
 
 def old_disk(vm: Machine) -> None:
@@ -212,6 +219,8 @@ FAULTS = (
     Fault('lost available buffer notifications', 'requests do not end',
           lost_kicks),
     Fault('lost used buffer notifications', 'nobody was notified', lost_irqs),
+    Fault('lost notifications of queues that move', 'nobody was notified',
+          lost_irqs_moved),
     Fault('a disk that is older than it should be', 'its own old generation',
           old_disk),
     Fault('a write that was lost when QEMU was killed',

@@ -269,6 +269,12 @@ class HumanMonitor:
         return self._until_prompt(line)
 
 
+def set_queue_iothread(monitor: Monitor, queue: int, iothread: str) -> None:
+    """Begins to move a queue of the disk."""
+    monitor.cmd('x-virtio-blk-set-queue-iothread', path=BACKEND, queue=queue,
+                iothread=iothread)
+
+
 def limit_images(human: HumanMonitor, iops: int) -> None:
     """Limits requests to the images of a slow machine; 0: not any more."""
     words = human.cmd('qom-set -j /objects/slow limits '
@@ -486,9 +492,8 @@ class Machine:
         command = [self.tools.qemu, '-m', 'slots=4,maxmem=2G']
         if not self.guest_time:
             command += ['-accel', 'tcg']
-        # One is to spare.
-        for i in range(config.iothreads + config.slow):
-            command += ['-object', f'iothread,id=io{i}']
+        for name in self.all_iothreads():
+            command += ['-object', f'iothread,id={name}']
         if config.slow:
             command += ['-object', 'throttle-group,id=slow', '-monitor',
                         f'unix:{self._socket("human")},server=on,wait=off']
@@ -644,6 +649,11 @@ class Machine:
         self.img('compare', *options, '-f', 'raw', '-F', form, copy, image)
         os.unlink(copy)
         self.del_image(image)
+
+    def all_iothreads(self) -> List[str]:
+        """Those that are there all the time; of a slow one, one is to spare."""
+        return [f'io{i}' for i in range(self.config.iothreads
+                                        + self.config.slow)]
 
     def plane(self) -> dict:
         """What the plane says of itself."""

@@ -4,25 +4,31 @@
 Everything that can be asked about a disk, asked all the time.
 
 A thread with a monitor of its own asks while other things are done to the
-disk, and sees that counters do not go backwards.
+disk, and sees that counters do not go backwards. It also moves queues, as
+software that spreads the load may do at any time.
 
 covers: M4
 """
 
+import random
 import threading
 import time
 from typing import Callable, Dict, Optional
 
-from machine import BACKEND, DEVICE, Machine, Refused, SoakError
+from machine import (BACKEND, DEVICE, Machine, Refused, SoakError,
+                     set_queue_iothread)
 
 #: seconds between two questions
 PACE = 0.005
+#: a queue is moved one time in ... that it could be
+MOVE_CHANCE = 4
 
 
 #: refusals while the disk is unplugged, or between reset and start, and what
 #: QEMU does not tell of packed rings
 EXPECTED = ('not found', 'Cannot find', 'could not be found',
             'is not a VirtIO', 'not a realized VirtIODevice',
+            'is not the QOM path', 'does not serve', 'try again',
             'Region caches not initialized', 'Invalid virtqueue number',
             'No virtio devices found', 'Packed ring not supported')
 
@@ -36,6 +42,8 @@ class Queries:
         self._thread = threading.Thread(target=self._run)
         self._error: Optional[SoakError] = None
         self._last: Dict[str, int] = {}
+        # The machine's is for the thread of the scenarios.
+        self._chance = random.Random(vm.chance.random())
         #: how often the disk had been plugged or unplugged then
         self._plugs = -1
         #: questions that were answered
@@ -57,7 +65,8 @@ class Queries:
 
     def _run(self) -> None:
         questions = (self._blockstats, self._plane, self._virtio,
-                     self._queue_status, self._others, self._histogram)
+                     self._queue_status, self._others, self._histogram,
+                     self._move)
         while not self._stop.is_set():
             for question in questions:
                 if not self._ask(question):
@@ -130,3 +139,10 @@ class Queries:
         boundaries = [10, 100, 1000] if self.answers % 2 else [50]
         self._monitor.cmd('block-latency-histogram-set', id=BACKEND,
                           boundaries=boundaries)
+
+    def _move(self) -> None:
+        vm = self._vm
+        if not vm.tools.stock and not self._chance.randrange(MOVE_CHANCE):
+            set_queue_iothread(self._monitor,
+                               self._chance.randrange(vm.config.queues),
+                               self._chance.choice(vm.all_iothreads()))

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Callable, Optional, Tuple
 
 from machine import (BACKEND, DEVICE, DISK_MIB, MIB, Hang, Machine, Refused,
-                     SoakError, wait_until)
+                     SoakError, set_queue_iothread, wait_until)
 
 
 @dataclass(frozen=True)
@@ -190,6 +190,22 @@ def unplug_unanswered(vm: Machine) -> None:
 
 
 # ---- what changes beneath the device
+
+def move_queues(vm: Machine) -> None:
+    """covers: E14: queues move to an IOThread that comes, and goes again"""
+    vm.cmd('object-add', qom_type='iothread', id='moved')
+    for _ in range(4 * vm.config.queues):
+        set_queue_iothread(vm.qmp, vm.chance.randrange(vm.config.queues),
+                           vm.chance.choice(['moved', *vm.all_iothreads()]))
+        vm.progress(20)
+    vm.cmd('object-del', id='moved')
+    for queue in range(vm.config.queues):
+        set_queue_iothread(vm.qmp, queue,
+                           vm.chance.choice(vm.all_iothreads()))
+    wait_until('the queues to leave an IOThread', lambda: not any(
+        'moved' in (queue['iothread'], queue.get('moving-to'))
+        for queue in vm.plane()['queues']))
+
 
 def resize(vm: Machine) -> None:
     """covers: M5: the disk grows and shrinks, and the guest sees it"""
@@ -775,6 +791,7 @@ SCENARIOS = (
     Scenario('driver-away', driver_away),
     Scenario('hotplug', hotplug),
     Scenario('unplug-unanswered', unplug_unanswered),
+    Scenario('move-queues', move_queues, plane=True),
     Scenario('resize', resize),
     Scenario('change-medium', change_medium),
     Scenario('reopen', reopen),

@@ -133,10 +133,32 @@ static void last_user(void)
 
 /* The device */
 
+bool virtio_blk_fixed_buffers_enter(VirtIOBlock *s, AioContext *ctx,
+                                    Error **errp)
+{
+    ERRP_GUARD();
+    GLOBAL_STATE_CODE();
+
+    if (s->conf.x_fixed_buffers && !luring_buffers_attach(ctx, errp)) {
+        error_prepend(errp, "x-fixed-buffers=on: ");
+        return false;
+    }
+    return true;
+}
+
+void virtio_blk_fixed_buffers_leave(VirtIOBlock *s, AioContext *ctx)
+{
+    GLOBAL_STATE_CODE();
+
+    if (s->conf.x_fixed_buffers) {
+        luring_buffers_detach(ctx);
+    }
+}
+
 static void detach_queues(VirtIOBlock *s, unsigned n)
 {
     for (unsigned i = 0; i < n; i++) {
-        luring_buffers_detach(s->vq_aio_context[i]);
+        virtio_blk_fixed_buffers_leave(s, s->vq_aio_context[i]);
     }
     if (!--users) {
         last_user();
@@ -145,7 +167,6 @@ static void detach_queues(VirtIOBlock *s, unsigned n)
 
 bool virtio_blk_fixed_buffers_begin(VirtIOBlock *s, Error **errp)
 {
-    ERRP_GUARD();
     GLOBAL_STATE_CODE();
 
     if (!s->conf.x_fixed_buffers) {
@@ -162,8 +183,7 @@ bool virtio_blk_fixed_buffers_begin(VirtIOBlock *s, Error **errp)
         return false;
     }
     for (unsigned i = 0; i < s->conf.num_queues; i++) {
-        if (!luring_buffers_attach(s->vq_aio_context[i], errp)) {
-            error_prepend(errp, "x-fixed-buffers=on: ");
+        if (!virtio_blk_fixed_buffers_enter(s, s->vq_aio_context[i], errp)) {
             detach_queues(s, i);
             return false;
         }

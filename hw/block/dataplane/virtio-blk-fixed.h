@@ -36,4 +36,27 @@ bool virtio_blk_fixed_buffers_begin(VirtIOBlock *s, Error **errp);
  */
 void virtio_blk_fixed_buffers_end(VirtIOBlock *s);
 
+/**
+ * virtio_blk_fixed_buffers_enter: register guest memory for a queue that moves
+ * @ctx: to where
+ *
+ * Does nothing unless x-fixed-buffers=on.  May run the main loop.
+ *
+ * Returns: false with @errp set if the host does not allow it
+ *
+ * Pair: virtio_blk_fixed_buffers_leave()
+ *
+ * Context: BQL held
+ */
+bool virtio_blk_fixed_buffers_enter(VirtIOBlock *s, AioContext *ctx,
+                                    Error **errp);
+
+/**
+ * virtio_blk_fixed_buffers_leave: the pair of virtio_blk_fixed_buffers_enter()
+ * @ctx: from where; no request of the queue is in flight there
+ *
+ * Context: BQL held
+ */
+void virtio_blk_fixed_buffers_leave(VirtIOBlock *s, AioContext *ctx);
+
 #endif /* HW_BLOCK_DATAPLANE_VIRTIO_BLK_FIXED_H */

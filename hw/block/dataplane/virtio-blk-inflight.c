@@ -288,61 +288,21 @@ static VirtioBlkRequest *shown_request(VirtIOBlock *s, const Inflight *f,
 }
 
 /* The device that users name is the one on the bus, or the virtio device. */
-static VirtIOBlock *find_device(const char *path, Error **errp)
-{
-    Object *obj = object_resolve_path(path, NULL);
-
-    if (obj && !object_dynamic_cast(obj, TYPE_VIRTIO_BLK)) {
-        obj = object_resolve_path_component(obj, "virtio-backend");
-    }
-    if (!obj || !object_dynamic_cast(obj, TYPE_VIRTIO_BLK) ||
-        !DEVICE(obj)->realized) {
-        error_setg(errp, "'%s' is not the QOM path of a virtio-blk device, "
-                   "such as /machine/peripheral/ID", path);
-        return NULL;
-    }
-    return VIRTIO_BLK(obj);
-}
-
-/* Returns false with @errp set if requests of the device are in no pool */
-static bool device_has_pools(VirtIOBlock *s, const char *path, Error **errp)
-{
-    const char *reason;
-
-    if (!s->dataplane) {
-        error_setg(errp, "virtio-blk device '%s' has no data plane, and only "
-                   "that knows its requests in flight: give the device an "
-                   "iothread, and not x-data-plane=off", path);
-        return false;
-    }
-    reason = virtio_blk_data_plane_reason(s->dataplane);
-    if (reason) {
-        error_setg(errp, "The data plane, which knows its requests in flight, "
-                   "does not serve virtio-blk device '%s': %s", path, reason);
-        return false;
-    }
-    return true;
-}
-
 VirtioBlkRequests *
 qmp_x_query_virtio_blk_requests(const char *path, bool has_queue,
                                 uint16_t queue, bool has_min_age_ns,
                                 uint64_t min_age_ns, bool has_limit,
                                 uint32_t limit, Error **errp)
 {
-    VirtIOBlock *s = find_device(path, errp);
+    VirtIOBlock *s = virtio_blk_data_plane_find(path, errp);
     g_autoptr(GArray) found = NULL;
     VirtioBlkRequests *answer;
     VirtioBlkRequestList **tail;
     unsigned unreadable;
     int64_t now;
 
-    if (!s || !device_has_pools(s, path, errp)) {
-        return NULL;
-    }
-    if (has_queue && queue >= s->conf.num_queues) {
-        error_setg(errp, "virtio-blk device '%s' has no queue %u: its queues "
-                   "are 0 to %u", path, queue, s->conf.num_queues - 1);
+    if (!s || (has_queue &&
+               !virtio_blk_data_plane_has_queue(s->dataplane, queue, errp))) {
         return NULL;
     }
 

@@ -334,9 +334,13 @@ static void queue_publish(DataPlaneQueue *q)
 
 static void notify_guest(DataPlaneQueue *q)
 {
+    QEMUBH *left_bh = qatomic_read(&q->left_bh);
     unsigned count;
 
     queue_publish(q);
+    if (unlikely(left_bh)) {
+        qemu_bh_schedule(left_bh);
+    }
     count = q->unnotified;
     if (!count) {
         return;
@@ -988,6 +992,41 @@ void data_plane_queue_quiesce(DataPlaneQueue *q)
     aio_wait_bh_oneshot(q->ctx, quiesce_bh, q);
 }
 
+void data_plane_queue_leave(DataPlaneQueue *q, QEMUBH *left_bh)
+{
+    GLOBAL_STATE_CODE();
+
+    qatomic_set(&q->left_bh, left_bh);
+    data_plane_queue_quiesce(q);
+}
+
+void data_plane_queue_stay(DataPlaneQueue *q)
+{
+    GLOBAL_STATE_CODE();
+
+    qatomic_set(&q->left_bh, NULL);
+    data_plane_queue_resume(q);
+}
+
+bool data_plane_queue_has_left(DataPlaneQueue *q)
+{
+    unsigned waiting;
+
+    GLOBAL_STATE_CODE();
+    if (!q->active) {
+        return true;
+    }
+    /*
+     * First: one that is parked meanwhile counts as in flight, and none is
+     * restarted while the BQL is held.
+     */
+    waiting = queue_parked_descs(q);
+    if (data_plane_bounce_stall(&q->bounce) != DATA_PLANE_STALL_NONE) {
+        waiting += q->bounce.stalled->elem.ndescs;
+    }
+    return qatomic_read(&q->vring.inuse) == waiting;
+}
+
 /* Context: BH in the AioContext of the BH to delete, which cannot run now */
 static void delete_bh(void *opaque)
 {
@@ -1047,6 +1086,7 @@ void data_plane_queue_unbind(DataPlaneQueue *q)
     QEMUBH *memory_bh = g_steal_pointer(&q->memory_bh);
 
     GLOBAL_STATE_CODE();
+    qatomic_set(&q->left_bh, NULL);
     data_plane_bounce_stop(&q->bounce);
     /* Memory may change while this waits, but memory_bh is NULL by now. */
     aio_wait_bh_oneshot(q->ctx, unbind_bh, q);

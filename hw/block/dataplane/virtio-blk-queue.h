@@ -113,6 +113,7 @@ struct DataPlaneQueue {
     EventNotifier guest_notifier;
     QEMUBH *notify_bh;
     QEMUBH *memory_bh;
+    QEMUBH *left_bh;            /* see data_plane_queue_leave(); atomic */
     uint16_t index;
     bool quiesced;              /* attach has no effect */
 
@@ -250,6 +251,36 @@ void data_plane_queue_quiesce(DataPlaneQueue *q);
 void data_plane_queue_resume(DataPlaneQueue *q);
 
 /**
+ * data_plane_queue_leave: quiesce the queue, to bind it to another AioContext
+ * @left_bh: scheduled each time that requests have completed, until the queue
+ *           is unbound: look then whether data_plane_queue_has_left()
+ *
+ * Does not wait for the requests: they complete where they are.
+ *
+ * Pair: data_plane_queue_stay(), or unbind, bind and resume
+ *
+ * Context: BQL held, bound
+ */
+void data_plane_queue_leave(DataPlaneQueue *q, QEMUBH *left_bh);
+
+/**
+ * data_plane_queue_stay: take data_plane_queue_leave() back, but do not attach
+ *
+ * Context: BQL held
+ */
+void data_plane_queue_stay(DataPlaneQueue *q);
+
+/**
+ * data_plane_queue_has_left: has the AioContext no request of the queue?
+ *
+ * Those that the error policy has parked, or whose buffers are not yet mapped,
+ * are in no AioContext.
+ *
+ * Context: BQL held, after data_plane_queue_leave()
+ */
+bool data_plane_queue_has_left(DataPlaneQueue *q);
+
+/**
  * data_plane_queue_unbind: publish all completions, delete the bottom halves
  *
  * Puts requests that wait for the main loop to access their memory back into
@@ -257,7 +288,7 @@ void data_plane_queue_resume(DataPlaneQueue *q);
  *
  * Pair: data_plane_queue_bind()
  *
- * Context: BQL held, quiesced, drained
+ * Context: BQL held, quiesced, and drained or having left
  */
 void data_plane_queue_unbind(DataPlaneQueue *q);
 

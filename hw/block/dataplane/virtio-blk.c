@@ -16,6 +16,10 @@
  *   STARTED   stop  -> STOPPING -> STOPPED
  *   DISABLED  stop  -> STOPPED
  *
+ * A queue that moves leaves its AioContext in one call, and comes to the next
+ * in another, when its requests have completed; a stop or a reset of the queue
+ * does the rest of the move, if it is first.
+ *
  * drained_begin and drained_end detach and attach the queues while STARTED.  In
  * other states they do nothing: start and stop check blk_in_drain().
  *
@@ -35,6 +39,7 @@
 #include "system/iothread.h"
 #include "hw/virtio/virtio-bus.h"
 #include "virtio-blk.h"
+#include "virtio-blk-iothreads.h"
 #include "virtio-blk-queue.h"
 #include "trace.h"
 
@@ -43,14 +48,18 @@ struct VirtIOBlockDataPlane {
     VirtIOBlock *s;
     VirtioBlkDataPlaneState state;
     IOThread *private_iothread;         /* x-data-plane=on, or NULL */
-    char *iothread_id;                  /* of all queues, or NULL: a mapping */
+    DataPlaneIOThreads *iothreads;
     VringMemory *mem;                   /* while not STOPPED or DISABLED */
-    bool resetting;                     /* a single queue */
+    bool rebinding;                     /* a single queue */
+    bool follow;                        /* a queue has moved: plane_follow() */
     uint64_t starts;
     char *reason;                       /* why the plane does not serve */
 
     /* Run in the main loop; scheduled by any thread. */
     QEMUBH *attention_bh;
+
+    /* The same, but not in nested event loops of the main loop */
+    QEMUBH *move_bh;
 
     /* The node that cannot be a job's target, while queues are attached */
     BlockDriverState *blocked_bs;
@@ -129,7 +138,7 @@ bool virtio_blk_data_plane_is_busy(VirtIOBlockDataPlane *dp)
 {
     GLOBAL_STATE_CODE();
     return dp->state == VIRTIO_BLK_DATA_PLANE_STATE_STARTING ||
-           dp->state == VIRTIO_BLK_DATA_PLANE_STATE_STOPPING || dp->resetting;
+           dp->state == VIRTIO_BLK_DATA_PLANE_STATE_STOPPING || dp->rebinding;
 }
 
 /* Does what had to wait: see virtio_blk_data_plane_is_busy() */
@@ -138,6 +147,8 @@ static void plane_catch_up(VirtIOBlockDataPlane *dp)
     if (dp->s->drained_end_bh) {
         qemu_bh_schedule(dp->s->drained_end_bh);
     }
+    qemu_bh_schedule(dp->attention_bh);
+    qemu_bh_schedule(dp->move_bh);
 }
 
 bool virtio_blk_data_plane_is_stopped(VirtIOBlockDataPlane *dp)
@@ -269,6 +280,7 @@ static void plane_destroy_iothread(VirtIOBlockDataPlane *dp)
 }
 
 static void attention_bh(void *opaque);
+static void move_bh(void *opaque);
 
 bool virtio_blk_data_plane_create(VirtIOBlock *s, Error **errp)
 {
@@ -286,11 +298,9 @@ bool virtio_blk_data_plane_create(VirtIOBlock *s, Error **errp)
         g_free(dp);
         return false;
     }
-    if (s->conf.iothread) {
-        dp->iothread_id = g_strdup(
-            object_get_canonical_path_component(OBJECT(s->conf.iothread)));
-    }
+    dp->iothreads = data_plane_iothreads_new(s);
     dp->attention_bh = qemu_bh_new(attention_bh, dp);
+    dp->move_bh = aio_bh_new(iohandler_get_aio_context(), move_bh, dp);
     plane_create_blocker(dp);
 
     dp->num_queues = s->conf.num_queues;
@@ -299,8 +309,7 @@ bool virtio_blk_data_plane_create(VirtIOBlock *s, Error **errp)
         data_plane_queue_init(&dp->queues[i], s, i, dp->attention_bh);
     }
     s->dataplane = dp;
-    trace_virtio_blk_data_plane_create(s, dp->num_queues,
-                                       dp->iothread_id ?: "by mapping");
+    trace_virtio_blk_data_plane_create(s, dp->num_queues);
     return true;
 }
 
@@ -318,13 +327,14 @@ void virtio_blk_data_plane_destroy(VirtIOBlock *s)
 
     plane_destroy_blocker(dp);
     qemu_bh_delete(dp->attention_bh);
+    qemu_bh_delete(dp->move_bh);
     virtio_blk_drop_parked(s, NULL);
     for (unsigned i = 0; i < dp->num_queues; i++) {
         data_plane_queue_cleanup(&dp->queues[i]);
     }
     g_free(dp->queues);
+    data_plane_iothreads_free(dp->iothreads);
     plane_destroy_iothread(dp);
-    g_free(dp->iothread_id);
     g_free(dp->reason);
     g_free(dp);
 }
@@ -392,7 +402,7 @@ static void plane_setup_late_queues(VirtIOBlockDataPlane *dp)
         DataPlaneQueue *q = &dp->queues[i];
         Error *err = NULL;
 
-        if (q->active) {
+        if (q->active || dp->rebinding) {
             continue;
         }
         if (!data_plane_queue_setup(q, dp->mem, &err)) {
@@ -405,21 +415,6 @@ static void plane_setup_late_queues(VirtIOBlockDataPlane *dp)
             trace_virtio_blk_data_plane_queue_late(dp->s, i);
             event_notifier_set(&q->host_notifier);
         }
-    }
-}
-
-/* Context: BH in the main loop */
-static void attention_bh(void *opaque)
-{
-    VirtIOBlockDataPlane *dp = opaque;
-
-    GLOBAL_STATE_CODE();
-    if (dp->state == VIRTIO_BLK_DATA_PLANE_STATE_STARTED) {
-        plane_report_errors(dp);
-    }
-    /* The main loop may have run, and stopped the plane. */
-    if (dp->state == VIRTIO_BLK_DATA_PLANE_STATE_STARTED) {
-        plane_setup_late_queues(dp);
     }
 }
 
@@ -656,8 +651,11 @@ void virtio_blk_data_plane_stop(VirtIOBlockDataPlane *dp)
     blk_drain(s->blk);
     for (unsigned i = 0; i < dp->num_queues; i++) {
         data_plane_queue_unbind(&dp->queues[i]);
+        data_plane_iothreads_move(dp->iothreads, i);
     }
     plane_move_backend(dp, qemu_get_aio_context());
+    data_plane_iothreads_tidy(dp->iothreads);
+    dp->follow = false;
     plane_report_errors(dp);
     s->complete_request = dp->saved_complete_request;
     s->detach_request = dp->saved_detach_request;
@@ -710,33 +708,6 @@ AioContext *virtio_blk_data_plane_context(VirtIOBlockDataPlane *dp, unsigned n)
            qemu_get_aio_context() : dp->s->vq_aio_context[n];
 }
 
-void virtio_blk_data_plane_queue_reset(VirtIOBlockDataPlane *dp, unsigned n)
-{
-    DataPlaneQueue *q = &dp->queues[n];
-
-    GLOBAL_STATE_CODE();
-    trace_virtio_blk_data_plane_queue_reset(dp->s, n);
-    if (dp->state == VIRTIO_BLK_DATA_PLANE_STATE_STARTED) {
-        AioContext *ctx = q->ctx;
-
-        dp->resetting = true;
-        data_plane_queue_quiesce(q);
-        blk_drain(dp->s->blk);
-        data_plane_queue_unbind(q);
-        data_plane_queue_teardown(q);
-        data_plane_queue_bind(q, ctx);
-        data_plane_queue_resume(q);
-        if (!blk_in_drain(dp->s->blk)) {
-            data_plane_queue_attach(q);
-        }
-        dp->resetting = false;
-    } else {
-        blk_drain(dp->s->blk);
-    }
-    virtio_blk_drop_parked(dp->s, q->vq);
-    plane_catch_up(dp);
-}
-
 void virtio_blk_data_plane_drained_begin(VirtIOBlockDataPlane *dp)
 {
     GLOBAL_STATE_CODE();
@@ -760,30 +731,177 @@ void virtio_blk_data_plane_drained_end(VirtIOBlockDataPlane *dp)
     }
     trace_virtio_blk_data_plane_drained_end(dp->s);
     plane_attach_queues(dp);
+    qemu_bh_schedule(dp->move_bh);
+}
+
+/* A single queue */
+
+/* Binds a queue to its IOThread, or to the one that it moves to */
+static void plane_rebind_queue(VirtIOBlockDataPlane *dp, DataPlaneQueue *q)
+{
+    VirtIOBlock *s = dp->s;
+    AioContext *old = q->ctx;
+
+    data_plane_iothreads_move(dp->iothreads, q->index);
+    data_plane_queue_bind(q, s->vq_aio_context[q->index]);
+    data_plane_queue_resume(q);
+    if (!blk_in_drain(s->blk)) {
+        data_plane_queue_attach(q);
+    }
+    if (q->ctx != old) {
+        dp->follow = true;
+        trace_virtio_blk_data_plane_moved(s, q->index,
+            data_plane_iothreads_id(dp->iothreads, q->index));
+    }
+}
+
+/*
+ * Leaves an IOThread that has lost its last queue.  What nodes still do for
+ * requests that have completed may be there, so wait for that.
+ */
+static void plane_follow(VirtIOBlockDataPlane *dp)
+{
+    VirtIOBlock *s = dp->s;
+
+    dp->follow = false;
+    if (!data_plane_iothreads_is_left(dp->iothreads)) {
+        return;
+    }
+    dp->rebinding = true;
+    blk_drain(s->blk);
+    if (!data_plane_iothreads_uses(dp->iothreads,
+                                   blk_get_aio_context(s->blk))) {
+        plane_move_backend(dp, s->vq_aio_context[0]);
+    }
+    data_plane_iothreads_tidy(dp->iothreads);
+    dp->rebinding = false;
+    plane_catch_up(dp);
+}
+
+void virtio_blk_data_plane_queue_reset(VirtIOBlockDataPlane *dp, unsigned n)
+{
+    DataPlaneQueue *q = &dp->queues[n];
+
+    GLOBAL_STATE_CODE();
+    trace_virtio_blk_data_plane_queue_reset(dp->s, n);
+    if (dp->state == VIRTIO_BLK_DATA_PLANE_STATE_STARTED) {
+        dp->rebinding = true;
+        data_plane_queue_quiesce(q);
+        blk_drain(dp->s->blk);
+        data_plane_queue_unbind(q);
+        data_plane_queue_teardown(q);
+        plane_rebind_queue(dp, q);
+        dp->rebinding = false;
+    } else {
+        blk_drain(dp->s->blk);
+    }
+    virtio_blk_drop_parked(dp->s, q->vq);
+    plane_catch_up(dp);
+}
+
+/*
+ * Not in a drained section: who holds it may work with the backend's
+ * AioContext.
+ */
+static bool plane_may_move(VirtIOBlockDataPlane *dp)
+{
+    return dp->state == VIRTIO_BLK_DATA_PLANE_STATE_STARTED &&
+           !dp->rebinding && !blk_in_drain(dp->s->blk);
+}
+
+/* Moves the queues that have left their IOThread */
+static void plane_end_moves(VirtIOBlockDataPlane *dp)
+{
+    for (unsigned i = 0; i < dp->num_queues && plane_may_move(dp); i++) {
+        DataPlaneQueue *q = &dp->queues[i];
+
+        if (data_plane_iothreads_next_id(dp->iothreads, i) &&
+            data_plane_queue_has_left(q)) {
+            dp->rebinding = true;
+            data_plane_queue_unbind(q);
+            plane_rebind_queue(dp, q);
+            dp->rebinding = false;
+            plane_catch_up(dp);
+        }
+    }
+    if (dp->follow && plane_may_move(dp)) {
+        plane_follow(dp);
+    }
+}
+
+/* Context: BH in the main loop, but in no nested event loop */
+static void move_bh(void *opaque)
+{
+    GLOBAL_STATE_CODE();
+    plane_end_moves(opaque);
+}
+
+/* Lets a queue leave its IOThread if it is to move, or else stay there */
+static void plane_leave_or_stay(VirtIOBlockDataPlane *dp, DataPlaneQueue *q)
+{
+    bool moves = data_plane_iothreads_next_id(dp->iothreads, q->index);
+
+    dp->rebinding = true;
+    if (moves && !q->quiesced) {
+        data_plane_queue_leave(q, dp->move_bh);
+    } else if (!moves && q->quiesced) {
+        data_plane_queue_stay(q);
+        if (!blk_in_drain(dp->s->blk)) {
+            data_plane_queue_attach(q);
+        }
+    }
+    dp->rebinding = false;
+    plane_end_moves(dp);
+    plane_catch_up(dp);
+}
+
+bool virtio_blk_data_plane_move_queue(VirtIOBlockDataPlane *dp, unsigned n,
+                                      IOThread *iothread, Error **errp)
+{
+    bool planned;
+
+    GLOBAL_STATE_CODE();
+    if (virtio_blk_data_plane_is_busy(dp)) {
+        error_setg(errp, "The data plane of virtio-blk device '%s' is being "
+                   "started or stopped; try again", plane_device_name(dp));
+        return false;
+    }
+    dp->rebinding = true;
+    planned = data_plane_iothreads_plan(dp->iothreads, n, iothread, errp);
+    dp->rebinding = false;
+    plane_catch_up(dp);
+    if (!planned) {
+        return false;
+    }
+    trace_virtio_blk_data_plane_move(dp->s, n,
+        data_plane_iothreads_next_id(dp->iothreads, n) ?:
+        data_plane_iothreads_id(dp->iothreads, n));
+    if (dp->state == VIRTIO_BLK_DATA_PLANE_STATE_STARTED) {
+        plane_leave_or_stay(dp, &dp->queues[n]);
+    } else {
+        data_plane_iothreads_move(dp->iothreads, n);
+        blk_drain(dp->s->blk);
+        data_plane_iothreads_tidy(dp->iothreads);
+    }
+    return true;
+}
+
+/* Context: BH in the main loop */
+static void attention_bh(void *opaque)
+{
+    VirtIOBlockDataPlane *dp = opaque;
+
+    GLOBAL_STATE_CODE();
+    if (dp->state == VIRTIO_BLK_DATA_PLANE_STATE_STARTED) {
+        plane_report_errors(dp);
+    }
+    /* The main loop may have run, and stopped the plane. */
+    if (dp->state == VIRTIO_BLK_DATA_PLANE_STATE_STARTED) {
+        plane_setup_late_queues(dp);
+    }
 }
 
 /* What users see */
-
-/*
- * Returns the id that the IOThread had when the device took it.  Do not look it
- * up: the IOThread may have lost it, and another one may have it by now.
- */
-static const char *plane_iothread_id(VirtIOBlockDataPlane *dp, unsigned n)
-{
-    VirtIOBlock *s = dp->s;
-    IOThreadVirtQueueMappingList *node = s->conf.iothread_vq_mapping_list;
-    unsigned i = g_slist_length(s->vq_iothreads);
-
-    /* iothread_vq_mapping_apply() has put the last of the mapping first. */
-    for (; node; node = node->next) {
-        IOThread *iothread = g_slist_nth_data(s->vq_iothreads, --i);
-
-        if (iothread_get_aio_context(iothread) == s->vq_aio_context[n]) {
-            return node->value->iothread;
-        }
-    }
-    return dp->iothread_id;
-}
 
 /* Returns NULL unless the plane is going to serve the device after a "cont" */
 static const char *plane_pause_reason(VirtIOBlockDataPlane *dp)
@@ -796,6 +914,17 @@ static const char *plane_pause_reason(VirtIOBlockDataPlane *dp)
         return "VM is paused";
     }
     return NULL;
+}
+
+static VirtioBlkDataPlaneQueueInfo *plane_queue_info(VirtIOBlockDataPlane *dp,
+                                                     unsigned n)
+{
+    DataPlaneIOThreads *t = dp->iothreads;
+    VirtioBlkDataPlaneQueueInfo *info =
+        data_plane_queue_info(&dp->queues[n], data_plane_iothreads_id(t, n));
+
+    info->moving_to = g_strdup(data_plane_iothreads_next_id(t, n));
+    return info;
 }
 
 VirtioBlkDataPlaneInfo *virtio_blk_data_plane_info(VirtIOBlock *s)
@@ -815,17 +944,52 @@ VirtioBlkDataPlaneInfo *virtio_blk_data_plane_info(VirtIOBlock *s)
     info->reason = g_strdup(dp->reason ?: plane_pause_reason(dp));
     info->starts = dp->starts;
     for (unsigned i = 0; i < dp->num_queues; i++) {
-        QAPI_LIST_APPEND(tail, data_plane_queue_info(&dp->queues[i],
-                                                     plane_iothread_id(dp, i)));
+        QAPI_LIST_APPEND(tail, plane_queue_info(dp, i));
     }
     return info;
 }
 
-const char *virtio_blk_data_plane_reason(VirtIOBlockDataPlane *dp)
+VirtIOBlock *virtio_blk_data_plane_find(const char *path, Error **errp)
+{
+    Object *obj = object_resolve_path(path, NULL);
+    VirtIOBlock *s;
+
+    GLOBAL_STATE_CODE();
+    if (obj && !object_dynamic_cast(obj, TYPE_VIRTIO_BLK)) {
+        obj = object_resolve_path_component(obj, "virtio-backend");
+    }
+    if (!obj || !object_dynamic_cast(obj, TYPE_VIRTIO_BLK) ||
+        !DEVICE(obj)->realized) {
+        error_setg(errp, "'%s' is not the QOM path of a virtio-blk device, "
+                   "such as /machine/peripheral/ID", path);
+        return NULL;
+    }
+    s = VIRTIO_BLK(obj);
+    if (!s->dataplane) {
+        error_setg(errp, "virtio-blk device '%s' has no data plane, which this "
+                   "needs: give the device an iothread, and not "
+                   "x-data-plane=off", path);
+        return NULL;
+    }
+    if (s->dataplane->reason) {
+        error_setg(errp, "The data plane, which this needs, does not serve "
+                   "virtio-blk device '%s': %s", path, s->dataplane->reason);
+        return NULL;
+    }
+    return s;
+}
+
+bool virtio_blk_data_plane_has_queue(VirtIOBlockDataPlane *dp, unsigned n,
+                                     Error **errp)
 {
     GLOBAL_STATE_CODE();
 
-    return dp->reason;
+    if (n >= dp->num_queues) {
+        error_setg(errp, "virtio-blk device '%s' has no queue %u: its queues "
+                   "are 0 to %u", plane_device_name(dp), n, dp->num_queues - 1);
+        return false;
+    }
+    return true;
 }
 
 DataPlaneQueue *virtio_blk_data_plane_queue(VirtIOBlockDataPlane *dp,

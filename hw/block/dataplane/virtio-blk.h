@@ -11,6 +11,7 @@
 
 #include "hw/virtio/virtio-blk.h"
 #include "qapi/qapi-types-virtio.h"
+#include "system/iothread.h"
 
 typedef struct DataPlaneQueue DataPlaneQueue;
 
@@ -113,6 +114,24 @@ AioContext *virtio_blk_data_plane_context(VirtIOBlockDataPlane *dp,
 void virtio_blk_data_plane_queue_reset(VirtIOBlockDataPlane *dp, unsigned n);
 
 /**
+ * virtio_blk_data_plane_move_queue: let another IOThread serve a queue
+ * @n: index of the queue, which exists
+ * @iothread: it may serve the queue already; a move elsewhere that has not
+ *            ended is taken back then
+ *
+ * Does not wait for the queue's requests: the queue goes on in the new IOThread
+ * when they have completed in the old one.  The other queues do not pause,
+ * unless the IOThread has lost its last queue: this drains the backend, which
+ * follows if it was there.  If the plane is stopped the queue moves at once.
+ *
+ * Returns: false with @errp set, and nothing changed, if this cannot be now
+ *
+ * Context: BQL held
+ */
+bool virtio_blk_data_plane_move_queue(VirtIOBlockDataPlane *dp, unsigned n,
+                                      IOThread *iothread, Error **errp);
+
+/**
  * virtio_blk_data_plane_drained_begin: take no requests in a drained section
  * Pair: virtio_blk_data_plane_drained_end()
  *
@@ -139,14 +158,24 @@ void virtio_blk_data_plane_drained_end(VirtIOBlockDataPlane *dp);
 VirtioBlkDataPlaneInfo *virtio_blk_data_plane_info(VirtIOBlock *s);
 
 /**
- * virtio_blk_data_plane_reason: why the plane does not serve the device
+ * virtio_blk_data_plane_find: a device whose plane serves it, or is stopped
+ * @path: QOM path of the device, or of its proxy
  *
- * Returns: NULL if it does, or if only the driver or the user has not started
- *          the device; else the plane's, until its state changes
+ * Returns: NULL with @errp set if there is none
  *
  * Context: BQL held
  */
-const char *virtio_blk_data_plane_reason(VirtIOBlockDataPlane *dp);
+VirtIOBlock *virtio_blk_data_plane_find(const char *path, Error **errp);
+
+/**
+ * virtio_blk_data_plane_has_queue: does a queue exist?
+ *
+ * Returns: false with @errp set if it does not
+ *
+ * Context: BQL held
+ */
+bool virtio_blk_data_plane_has_queue(VirtIOBlockDataPlane *dp, unsigned n,
+                                     Error **errp);
 
 /**
  * virtio_blk_data_plane_queue: one of the plane's queues
