@@ -313,27 +313,6 @@ static void test_hidden_in_flight(DpDisk *disk)
 
 /* --- a drained section of another node ------------------------------- */
 
-/*
- * A disk on a qcow2 node whose metadata goes through a throttle with qtest's
- * clock: block_resize, which moves the L1 table, keeps the node drained until
- * the clock is stepped.
- */
-static DpVm *vm_slow_metadata(const DpMode *mode, const char *props)
-{
-    g_autofree char *path = dp_image("disk.qcow2", 0);
-    g_autofree char *cmd = g_strdup_printf("%s create -q -f qcow2 %s 64M",
-                                           g_getenv("QTEST_QEMU_IMG"), path);
-
-    g_assert_cmpint(system(cmd), ==, 0);
-    return dp_vm_start("-object throttle-group,id=tg,x-iops-total=1 "
-                       "-blockdev file,node-name=f0,filename=%s "
-                       "-blockdev throttle,node-name=t0,throttle-group=tg,"
-                       "file=f0 "
-                       "-blockdev qcow2,node-name=n0,file=t0 "
-                       "-device virtio-blk-pci,id=d0,drive=n0,addr=%d%s%s",
-                       path, DP_SLOT, mode->props, props);
-}
-
 /* The main loop goes round while the clock stands still */
 static void run_main_loop(DpVm *vm)
 {
@@ -352,7 +331,7 @@ static DpReq *kick_in_section(DpDisk *disk)
     gint64 deadline = dp_deadline();
 
     qtest_qmp_send(qts, "{'execute': 'block_resize', 'arguments': {"
-                   " 'node-name': 'n0', 'size': %" PRId64 "}}",
+                   " 'node-name': 'q0', 'size': %" PRId64 "}}",
                    (int64_t)4096 * MIB);
     for (;;) {
         DpReq *req = dp_req(disk, VIRTIO_BLK_T_IN, 0, 4096);
@@ -386,15 +365,15 @@ static void end_section(DpDisk *disk)
 
 typedef struct Section {
     const char *name;
-    const char *props;      /* beside those of the mode */
+    const char *json;       /* properties beside those of the mode */
     bool reset;             /* the device is reset in the section */
 } Section;
 
 static const Section sections[] = {
     { "kick", "", false },
     { "reset", "", true },
-    { "kick-no-ioeventfd", ",ioeventfd=off", false },
-    { "reset-no-ioeventfd", ",ioeventfd=off", true },
+    { "kick-no-ioeventfd", ", 'ioeventfd': false", false },
+    { "reset-no-ioeventfd", ", 'ioeventfd': false", true },
 };
 
 typedef struct SectionData {
@@ -427,7 +406,8 @@ static void reset_in_section(DpDisk *disk, DpReq *req)
 static void test_section(const void *opaque)
 {
     const SectionData *data = opaque;
-    DpVm *vm = vm_slow_metadata(data->mode, data->section->props);
+    DpVm *vm = dp_vm_slow_metadata(data->mode, 64 * MIB,
+                                   data->section->json);
     DpDisk *disk = dp_disk_new(vm, DP_F_ALL);
     DpReq *req = kick_in_section(disk);
 
@@ -439,9 +419,7 @@ static void test_section(const void *opaque)
         g_assert_cmpint(req->status, ==, OK);
     }
     dp_req_free(disk, req);
-    dp_qmp_ok(vm, NULL, "{'execute': 'qom-set', 'arguments': {"
-              " 'path': '/objects/tg', 'property': 'limits',"
-              " 'value': { 'iops-total': 0 }}}");
+    dp_vm_lift_limit(vm);
     assert_recovers(disk);
     dp_disk_free(disk);
     dp_vm_quit(vm);
@@ -461,7 +439,7 @@ static void add_section(const Section *section, const DpMode *mode)
 static void add_sections(void)
 {
     for (unsigned i = 0; i < ARRAY_SIZE(sections); i++) {
-        if (*sections[i].props) {
+        if (*sections[i].json) {
             /* An IOThread needs ioeventfd */
             add_section(&sections[i], &dp_mode_main);
             continue;

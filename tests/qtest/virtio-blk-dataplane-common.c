@@ -18,13 +18,16 @@
 #include <linux/io_uring.h>
 #include "qemu/bswap.h"
 #include "qemu/cutils.h"
+#include "qapi/error.h"
 #include "qobject/qdict.h"
+#include "qobject/qjson.h"
 #include "qobject/qlist.h"
 #include "standard-headers/linux/pci_regs.h"
 #include "libqos/malloc-pc.h"
 #include "libqos/pci-pc.h"
 #include "virtio-blk-dataplane-common.h"
 #include "virtio-blk-dataplane-kvm.h"
+#include "virtio-blk-dataplane-ram.h"
 
 #define PAGE 4096ull
 #define STATUS_OFFSET 64
@@ -237,6 +240,8 @@ DpVm *dp_vm_start(const char *fmt, ...)
 {
     g_autofree char *args = NULL;
     g_autofree char *kvm_args = NULL;
+    g_autofree char *ram_args = NULL;
+    int ram_fd = -1;
     DpVm *vm = g_new0(DpVm, 1);
     bool is_virt = !strcmp(qtest_get_arch(), "aarch64");
     va_list ap;
@@ -247,10 +252,20 @@ DpVm *dp_vm_start(const char *fmt, ...)
 
     vm->kvm = !is_virt && dp_kvm_wanted() && !dp_kvm_refusal();
     kvm_args = vm->kvm ? dp_kvm_args() : g_strdup("");
+    if (g_str_has_prefix(args, DP_SHARED_RAM)) {
+        ram_fd = dp_ram_fd(RAM_MIB * MIB);
+        ram_args = g_strdup_printf("-object memory-backend-file,id=ram,"
+                                   "size=%dM,share=on,"
+                                   "mem-path=/proc/self/fd/%d ",
+                                   RAM_MIB, ram_fd);
+    }
     vm->qts = qtest_initf("-M %s -m %d -nodefaults %s"
-                          "-object iothread,id=io0 -object iothread,id=io1 %s",
-                          is_virt ? "virt -cpu max" : "pc", RAM_MIB, kvm_args,
-                          args);
+                          "-object iothread,id=io0 -object iothread,id=io1 "
+                          "%s%s", is_virt ? "virt -cpu max" : "pc", RAM_MIB,
+                          kvm_args, ram_args ?: "", args);
+    if (ram_fd >= 0) {
+        dp_ram_map(vm, ram_fd, is_virt ? VIRT_RAM : 0, RAM_MIB * MIB);
+    }
     if (is_virt) {
         vm_init_virt(vm);
     } else {
@@ -266,6 +281,7 @@ void dp_vm_end(DpVm *vm)
     }
     alloc_destroy(&vm->alloc);
     qtest_quit(vm->qts);
+    dp_ram_unmap(vm);
     g_free(vm);
 }
 
@@ -291,7 +307,7 @@ unsigned long dp_vm_status_kib(DpVm *vm, const char *field)
 DpVm *dp_vm_null(const DpMode *mode, const char *opts, const char *props)
 {
     DpVm *vm = dp_vm_start(
-        "-blockdev null-co,node-name=n0,size=67108864%s "
+        DP_SHARED_RAM "-blockdev null-co,node-name=n0,size=67108864%s "
         "-device virtio-blk-pci,id=d0,drive=n0,addr=%d%s%s",
         opts, DP_SLOT, mode->props, props);
 
@@ -328,6 +344,7 @@ DpVm *dp_vm_file_aio(const DpMode *mode, uint64_t size, const char *aio,
 {
     g_autofree char *path = dp_image("disk.img", size);
     DpVm *vm = dp_vm_start(
+        DP_SHARED_RAM
         "-blockdev file,node-name=f0,filename=%s,discard=unmap,aio=%s "
         "-blockdev raw,node-name=n0,file=f0,discard=unmap "
         "-device virtio-blk-pci,id=d0,drive=n0,addr=%d%s%s",
@@ -383,13 +400,58 @@ DpVm *dp_vm_parking(const DpMode *mode, const char *props)
     g_autofree char *path = dp_image("disk.img", DP_IMAGE_SIZE);
 
     return dp_vm_start(
-        "-blockdev '{\"driver\": \"raw\", \"node-name\": \"n0\","
+        DP_SHARED_RAM "-blockdev '{\"driver\": \"raw\", \"node-name\": \"n0\","
         " \"file\": {\"driver\": \"blkdebug\", \"image\":"
         " {\"driver\": \"file\", \"filename\": \"%s\"},"
         " \"inject-error\": [{\"event\": \"none\", \"iotype\": \"write\","
         " \"errno\": 28, \"once\": true}]}}' "
         "-device virtio-blk-pci,id=d0,drive=n0,addr=%d,werror=stop%s%s", path,
         DP_SLOT, props, mode->props);
+}
+
+void dp_plug_disk(DpVm *vm, const char *node, const DpMode *mode,
+                  const char *json)
+{
+    g_autofree char *cmd = g_strdup_printf(
+        "{'execute': 'device_add', 'arguments': {"
+        " 'driver': 'virtio-blk-pci', 'id': 'd0', 'drive': '%s',"
+        " 'addr': '%d', %s%s}}", node, DP_SLOT, mode->json, json);
+
+    dp_qmp_ok(vm, NULL, "%p", qobject_from_json(cmd, &error_abort));
+}
+
+/*
+ * Only a throttle group that is made when QEMU has its accelerator goes by
+ * qtest's clock: those of the command line are made before.
+ *
+ * A tenth of the limit may come at once, so that with less than 10 one write
+ * passes.  With a lower limit, a step of the clock takes long: it waits until
+ * an IOThread has slept for the time that the clock is stepped.
+ */
+DpVm *dp_vm_slow_metadata(const DpMode *mode, uint64_t size, const char *json)
+{
+    g_autofree char *path = dp_tmp("disk.qcow2");
+    DpVm *vm = dp_vm_start(DP_SHARED_RAM);
+
+    g_assert_true(mkimg(path, "qcow2", size / MIB));
+    vm->mode = mode;
+    dp_qmp_ok(vm, NULL, "{'execute': 'object-add', 'arguments': {"
+              " 'qom-type': 'throttle-group', 'id': 'tg',"
+              " 'limits': {'iops-write': 8}}}");
+    dp_qmp_ok(vm, NULL, "{'execute': 'blockdev-add', 'arguments': {"
+              " 'driver': 'raw', 'node-name': 'n0', 'file': {"
+              "  'driver': 'qcow2', 'node-name': 'q0', 'file': {"
+              "   'driver': 'throttle', 'throttle-group': 'tg', 'file': {"
+              "    'driver': 'file', 'filename': %s}}}}}", path);
+    dp_plug_disk(vm, "n0", mode, json);
+    return vm;
+}
+
+void dp_vm_lift_limit(DpVm *vm)
+{
+    dp_qmp_ok(vm, NULL, "{'execute': 'qom-set', 'arguments': {"
+              " 'path': '/objects/tg', 'property': 'limits',"
+              " 'value': {'iops-write': 0}}}");
 }
 
 void dp_open_port(DpVm *vm, int devfn, unsigned bus)
@@ -499,7 +561,7 @@ static void place_ring(DpDisk *disk)
         disk->ring = guest_alloc(&disk->vm->alloc, size);
         disk->ring_size = size;
     }
-    qtest_memset(disk->vm->qts, disk->ring, 0, size);
+    dp_ram_set(disk->vm, disk->ring, 0, size);
     vq->desc = disk->ring;
     vq->avail = vq->desc + 16 * disk->num;
     vq->used = QEMU_ALIGN_UP(vq->avail + 6 + 2 * disk->num, PAGE);
@@ -752,7 +814,7 @@ void dp_req_fill(DpDisk *disk, DpReq *req, uint32_t seed)
 
     if (req->len) {
         fill_pattern(buf, req->len, req->sector, seed);
-        qtest_bufwrite(disk->vm->qts, req->data, buf, req->len);
+        dp_ram_write(disk->vm, req->data, buf, req->len);
     }
 }
 
@@ -765,7 +827,7 @@ bool dp_req_matches(DpDisk *disk, DpReq *req, uint32_t seed)
         return true;
     }
     fill_pattern(want, req->len, req->sector, seed);
-    qtest_bufread(disk->vm->qts, req->data, got, req->len);
+    dp_ram_read(disk->vm, req->data, got, req->len);
     return memcmp(want, got, req->len) == 0;
 }
 
@@ -776,7 +838,7 @@ bool dp_req_is_byte(DpDisk *disk, DpReq *req, uint8_t byte)
     if (!req->len) {
         return true;
     }
-    qtest_bufread(disk->vm->qts, req->data, got, req->len);
+    dp_ram_read(disk->vm, req->data, got, req->len);
     for (uint32_t i = 0; i < req->len; i++) {
         if (got[i] != byte) {
             return false;
@@ -845,14 +907,14 @@ static unsigned build_merged(DpDisk *disk, DpReq *req, DpSeg *seg)
 
     if (req->to_guest) {
         req->status_addr = req->data + req->len;
-        qtest_writeb(disk->vm->qts, req->status_addr, DP_NO_STATUS);
+        dp_ram_writeb(disk->vm, req->status_addr, DP_NO_STATUS);
         n = add_seg(seg, n, req->page, 16, 0);
         return add_seg(seg, n, req->data, req->len + 1, VRING_DESC_F_WRITE);
     } else {
         uint8_t head[HEAD_BYTES];
 
         head_image(req, DP_NO_STATUS, head);
-        qtest_memwrite(disk->vm->qts, req->data - 16, head, 16);
+        dp_ram_write(disk->vm, req->data - 16, head, 16);
         n = add_seg(seg, n, req->data - 16, req->len + 16, 0);
         return add_seg(seg, n, req->status_addr, 1, VRING_DESC_F_WRITE);
     }
@@ -880,7 +942,7 @@ static DpSeg build_table(DpDisk *disk, DpReq *req, const DpSeg *seg,
                      seg[i].flags | (last ? 0 : VRING_DESC_F_NEXT),
                      last ? 0xeeee : next);
     }
-    qtest_memwrite(disk->vm->qts, req->table, table,
+    dp_ram_write(disk->vm, req->table, table,
                    entries * sizeof(*table));
     return (DpSeg) {
         req->table, entries * sizeof(*table),
@@ -912,12 +974,12 @@ static void write_head(DpDisk *disk, DpReq *req)
     g_assert_false(req->in_flight);
     req->status_addr = req->status_at ?: req->page + STATUS_OFFSET;
     head_image(req, DP_NO_STATUS, head);
-    qtest_memwrite(disk->vm->qts, req->page, head, sizeof(head));
+    dp_ram_write(disk->vm, req->page, head, sizeof(head));
     if (req->header_at) {
-        qtest_memwrite(disk->vm->qts, req->header_at, head, HEADER_BYTES);
+        dp_ram_write(disk->vm, req->header_at, head, HEADER_BYTES);
     }
     if (req->status_at) {
-        qtest_writeb(disk->vm->qts, req->status_at, DP_NO_STATUS);
+        dp_ram_writeb(disk->vm, req->status_at, DP_NO_STATUS);
     }
 }
 
@@ -966,6 +1028,16 @@ void dp_submit_chain(DpDisk *disk, DpReq *req, const DpSeg *seg, unsigned n)
     submit_segs(disk, req, seg, n);
 }
 
+/*
+ * Who looks in vain goes through the main loop: otherwise a test that waits
+ * would take a CPU from the threads that it waits for.
+ */
+static bool message_came(DpVm *vm, uint64_t addr, uint32_t data)
+{
+    return dp_ram_readl(vm, addr) == data ||
+           (vm->ram && qtest_readl(vm->qts, addr) == data);
+}
+
 bool dp_irq(DpDisk *disk)
 {
     QTestState *qts = disk->vm->qts;
@@ -976,8 +1048,8 @@ bool dp_irq(DpDisk *disk)
     } else if (disk->vm->kvm) {
         irq = dp_kvm_irq(disk->vm, disk->vector, &disk->irqs_seen);
     } else {
-        irq = qtest_readl(qts, disk->vqpci->msix_addr) ==
-              disk->vqpci->msix_data;
+        irq = message_came(disk->vm, disk->vqpci->msix_addr,
+                           disk->vqpci->msix_data);
         if (irq) {
             qtest_writel(qts, disk->vqpci->msix_addr, 0);
         }
@@ -1021,11 +1093,11 @@ static void check_head(DpDisk *disk, DpReq *req)
 {
     uint8_t got[HEAD_BYTES], want[HEAD_BYTES];
 
-    req->status = qtest_readb(disk->vm->qts, req->status_addr);
+    req->status = dp_ram_readb(disk->vm, req->status_addr);
     head_image(req, req->status_at ||
                     (req->framing == DP_MERGED && req->to_guest) ?
                     DP_NO_STATUS : req->status, want);
-    qtest_memread(disk->vm->qts, req->page, got, sizeof(got));
+    dp_ram_read(disk->vm, req->page, got, sizeof(got));
     g_assert_cmpmem(got, sizeof(got), want, sizeof(want));
     g_assert_cmpuint(req->status, !=, DP_NO_STATUS);
 }
@@ -1421,7 +1493,7 @@ static void load_send(DpLoad *load, DpSlot *slot)
     } else {
         req->type = VIRTIO_BLK_T_IN;
         req->to_guest = true;
-        qtest_memset(load->disk->vm->qts, req->data, 0, LOAD_BYTES);
+        dp_ram_set(load->disk->vm, req->data, 0, LOAD_BYTES);
     }
     req->done = false;
     slot->busy = true;

@@ -81,6 +81,9 @@ typedef struct DpVm {
     bool no_proxy;          /* disks are virtio-blk-device: virtio-mmio */
     bool kvm;               /* see virtio-blk-dataplane-kvm.h */
     unsigned next_vector;   /* kvm: of the vCPU */
+    uint8_t *ram;           /* see virtio-blk-dataplane-ram.h; else NULL */
+    uint64_t ram_base;
+    uint64_t ram_size;      /* bytes, at ram */
 } DpVm;
 
 typedef struct DpSeg {
@@ -246,9 +249,12 @@ bool dp_nbd_can(void);
 /**
  * dp_vm_start: run QEMU with two IOThreads, io0 and io1, and these arguments
  *
- * The machine is "pc" or, where QTEST_QEMU_BINARY is for aarch64, "virt".
+ * The machine is "pc" or, where QTEST_QEMU_BINARY is for aarch64, "virt".  With
+ * arguments that begin with DP_SHARED_RAM the test works in its RAM as a vCPU
+ * does (virtio-blk-dataplane-ram.h); it must not migrate then.
  * Pair: dp_vm_quit()
  */
+#define DP_SHARED_RAM "-machine memory-backend=ram "
 DpVm *dp_vm_start(const char *fmt, ...) G_GNUC_PRINTF(1, 2);
 void dp_vm_quit(DpVm *vm);
 
@@ -299,6 +305,9 @@ DpVm *dp_vm_null(const DpMode *mode, const char *opts, const char *props);
 /**
  * dp_vm_file: a VM with one disk "d0" on a raw node "n0" on a file "disk.img",
  *             by io_uring if the host allows it
+ *
+ * It cannot migrate, as those of dp_vm_null() and dp_vm_parking() cannot: see
+ * DP_SHARED_RAM.
  */
 DpVm *dp_vm_file_aio(const DpMode *mode, uint64_t size, const char *aio,
                      const char *props);
@@ -308,6 +317,26 @@ DpVm *dp_vm_file(const DpMode *mode, uint64_t size, const char *props);
  * dp_vm_parking: the same, but the first write fails, and stops the machine
  */
 DpVm *dp_vm_parking(const DpMode *mode, const char *props);
+
+/**
+ * dp_vm_slow_metadata: a VM with one disk "d0" on a raw node "n0" on a qcow2
+ *                      node "q0", whose writes wait for qtest's clock
+ * @size: of the image, bytes
+ * @json: more properties of the device, as dp_plug_disk() takes them
+ *
+ * The clock stands still, so a resize of q0 keeps n0 in a drained section for
+ * as long as the test likes.  dp_vm_lift_limit() ends the waiting for good.
+ * Needs have_qemu_img().
+ */
+DpVm *dp_vm_slow_metadata(const DpMode *mode, uint64_t size, const char *json);
+void dp_vm_lift_limit(DpVm *vm);
+
+/**
+ * dp_plug_disk: add a disk "d0" on @node while the VM runs
+ * @json: more members of device_add's arguments, starting with a comma, or ""
+ */
+void dp_plug_disk(DpVm *vm, const char *node, const DpMode *mode,
+                  const char *json);
 
 /**
  * dp_open_port: let what is behind a root port be reached

@@ -15,6 +15,7 @@
 #include "qemu/osdep.h"
 #include "qobject/qdict.h"
 #include "virtio-blk-dataplane-common.h"
+#include "virtio-blk-dataplane-ram.h"
 
 #define MIB (1024 * 1024)
 #define MOST 1024               /* the largest queue, VIRTQUEUE_MAX_SIZE */
@@ -213,7 +214,8 @@ static DpVm *vm_failing(const DpMode *mode)
                                " \"write\", \"errno\": %d, \"once\": true}",
                                i ? ", " : "", ENOSPC);
     }
-    return dp_vm_start("-blockdev '{\"driver\": \"raw\", \"node-name\": \"n0\","
+    return dp_vm_start(DP_SHARED_RAM
+                       "-blockdev '{\"driver\": \"raw\", \"node-name\": \"n0\","
                        " \"file\": {\"driver\": \"blkdebug\", \"image\":"
                        " {\"driver\": \"file\", \"filename\": \"%s\"},"
                        " \"inject-error\": [%s]}}' "
@@ -528,7 +530,7 @@ static void run_resets(DpDisk *disk, const DpMode *mode, unsigned resets,
             dp_disk_reset(disk);
         }
         for (unsigned j = 0; j < NUM; j++) {
-            qtest_memset(disk->vm->qts, req[j]->page, 0x99, 256);
+            dp_ram_set(disk->vm, req[j]->page, 0x99, 256);
         }
         dp_release(disk);
         dp_disk_new_ring(disk);
@@ -538,7 +540,7 @@ static void run_resets(DpDisk *disk, const DpMode *mode, unsigned resets,
             start_sized(disk, NUM);
         }
         for (unsigned j = 0; j < NUM; j++) {
-            g_assert_cmphex(qtest_readb(disk->vm->qts, req[j]->status_addr),
+            g_assert_cmphex(dp_ram_readb(disk->vm, req[j]->status_addr),
                             ==, 0x99);
         }
         free_writes(disk, req, NUM);
@@ -562,26 +564,6 @@ static void test_resets(DpDisk *disk)
         run_resets(disk, mode, counts[i], false);
         run_resets(disk, mode, counts[i], true);
     }
-}
-
-/*
- * A disk "d0" on a raw node "n0" on a qcow2 node "q0", whose writes wait for
- * qtest's clock, which stands still: a resize of q0 keeps n0 in a drained
- * section for as long as the test likes.
- */
-static DpVm *vm_slow_resize(const DpMode *mode)
-{
-    g_autofree char *path = dp_tmp("disk.qcow2");
-
-    g_assert_true(mkimg(path, "qcow2", DP_IMAGE_SIZE / MIB));
-    return dp_vm_start("-object throttle-group,id=tg,x-iops-write=1 "
-                       "-blockdev file,node-name=f0,filename=%s "
-                       "-blockdev throttle,node-name=t0,file=f0,"
-                       "throttle-group=tg "
-                       "-blockdev qcow2,node-name=q0,file=t0 "
-                       "-blockdev raw,node-name=n0,file=q0 "
-                       "-device virtio-blk-pci,id=d0,drive=n0,addr=%d,"
-                       "queue-size=1024%s", path, DP_SLOT, mode->props);
 }
 
 static DpReq **send_reads(DpDisk *disk, unsigned n)
@@ -654,9 +636,9 @@ static unsigned reset_in_section(DpDisk *disk, First first, int64_t size)
     dp_info(disk->vm, "d0", &before);
     old = begin_resize(disk, first, size);
     dp_disk_reset(disk);
-    shown = qtest_readw(qts, disk->vq->used + 2);
+    shown = dp_ram_readw(disk->vm, disk->vq->used + 2);
     for (unsigned i = 0; i < MOST; i++) {
-        qtest_memset(qts, old[i]->page, 0x99, 128);
+        dp_ram_set(disk->vm, old[i]->page, 0x99, 128);
     }
 
     dp_disk_new_ring(disk);
@@ -672,7 +654,7 @@ static unsigned reset_in_section(DpDisk *disk, First first, int64_t size)
     dp_info(disk->vm, "d0", &after);
     g_assert_cmpint(after.completed - before.completed, ==, shown + MOST);
     for (unsigned i = 0; i < MOST; i++) {
-        g_assert_cmphex(qtest_readb(qts, old[i]->status_addr), ==, 0x99);
+        g_assert_cmphex(dp_ram_readb(disk->vm, old[i]->status_addr), ==, 0x99);
         g_assert_cmpint(new[i]->status, ==, OK);
     }
     free_writes(disk, old, MOST);
@@ -696,7 +678,7 @@ static void test_reset_in_section(const DpMode *mode)
         g_test_skip("needs qemu-img, named by QTEST_QEMU_IMG");
         return;
     }
-    vm = vm_slow_resize(mode);
+    vm = dp_vm_slow_metadata(mode, DP_IMAGE_SIZE, ", 'queue-size': 1024");
     disk = dp_disk_probe(vm, "d0", DP_SLOT);
     for (unsigned i = 0; i < LEAST || (i < MOST_ROUNDS && !(taken && left));
          i++) {
@@ -709,6 +691,7 @@ static void test_reset_in_section(const DpMode *mode)
     }
     g_assert_true(taken);
     g_assert_true(left);
+    dp_vm_lift_limit(vm);
     start_sized(disk, MOST);
     dp_assert_works(disk);
     dp_assert_mode(vm, mode);

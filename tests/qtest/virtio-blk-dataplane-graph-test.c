@@ -82,12 +82,7 @@ static void guest_start(Guest *g, const DpMode *mode)
 
 static void guest_plug_disk(Guest *g, const char *node)
 {
-    g_autofree char *cmd = g_strdup_printf(
-        "{'execute': 'device_add', 'arguments': {"
-        " 'driver': 'virtio-blk-pci', 'id': 'd0', 'drive': '%s',"
-        " 'addr': '%d', %s}}", node, DP_SLOT, g->mode->json);
-
-    dp_qmp_ok(g->vm, NULL, "%p", qobject_from_json(cmd, &error_abort));
+    dp_plug_disk(g->vm, node, g->mode, "");
     g->disk = dp_disk_new(g->vm, DP_F_ALL);
 }
 

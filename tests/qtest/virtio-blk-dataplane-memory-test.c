@@ -125,15 +125,19 @@ static void test_dirty(const DpMode *mode)
     g_autofree char *uri = g_strdup_printf("unix:%s", path);
     g_autofree char *incoming = g_strdup_printf(",id=d0,addr=%d%s", DP_SLOT,
                                                 mode->props);
-    Migration m = { .from = dp_vm_file(mode, IMAGE_SIZE, "") };
-    g_autofree char *image = dp_tmp("disk.img");
-    DpDisk *disk = disk_with_lone_used_ring(m.from);
+    g_autofree char *image = dp_image("disk.img", IMAGE_SIZE);
+    Migration m = { };
+    DpDisk *disk;
     DpReq *req;
 
+    m.from = dp_vm_start("-blockdev file,node-name=f0,filename=%s "
+                         "-blockdev raw,node-name=n0,file=f0 "
+                         "-device virtio-blk-pci,drive=n0%s", image, incoming);
     m.to = dp_vm_start("-blockdev file,node-name=f0,filename=%s "
                        "-blockdev raw,node-name=n0,file=f0 "
                        "-device virtio-blk-pci,drive=n0%s -incoming %s",
                        image, incoming, uri);
+    disk = disk_with_lone_used_ring(m.from);
 
     g_assert_cmpint(dp_rw(disk, VIRTIO_BLK_T_OUT, 8, DATA_BYTES, SEED), ==,
                     VIRTIO_BLK_S_OK);

@@ -24,7 +24,8 @@
 #define APART 1000                  /* sectors: neighbors would be merged */
 #define LEN 4096
 #define ROUNDS 40
-#define FOR_ONE_NS 10000000000000ll /* dp_hold() lets a byte pass per second */
+/* dp_hold() lets a byte pass per second, and 512 were read before */
+#define FOR_ONE_NS (LEN * 1000000000ll)
 
 /* Commands, each with what the load @load does meanwhile */
 

@@ -14,6 +14,7 @@
 #include "qemu/osdep.h"
 #include "qemu/bswap.h"
 #include "virtio-blk-dataplane-common.h"
+#include "virtio-blk-dataplane-ram.h"
 #include "virtio-blk-dataplane-kvm.h"
 
 #define F_AVAIL (1 << VRING_PACKED_DESC_F_AVAIL)
@@ -101,7 +102,7 @@ static void free_chain_split(DpDisk *disk, uint16_t desc)
     for (;;) {
         struct vring_desc d;
 
-        qtest_memread(disk->vm->qts, disk->vq->desc + DESC_BYTES * desc, &d,
+        dp_ram_read(disk->vm, disk->vq->desc + DESC_BYTES * desc, &d,
                       sizeof(d));
         g_array_append_val(disk->free_desc, desc);
         if (!(le16_to_cpu(d.flags) & VRING_DESC_F_NEXT)) {
@@ -113,29 +114,29 @@ static void free_chain_split(DpDisk *disk, uint16_t desc)
 
 static void avail_split(DpDisk *disk, uint16_t head)
 {
-    qtest_writew(disk->vm->qts, avail_entry(disk, disk->avail_idx), head);
+    dp_ram_writew(disk->vm, avail_entry(disk, disk->avail_idx), head);
     disk->avail_idx++;
 }
 
 static void expose_split(DpDisk *disk)
 {
-    qtest_writew(disk->vm->qts, disk->vq->avail + 2, disk->avail_idx);
+    dp_ram_writew(disk->vm, disk->vq->avail + 2, disk->avail_idx);
 }
 
 /* Does the device ask to be notified of what was exposed since @old? */
 static bool wants_kick_split(DpDisk *disk, uint16_t old, uint16_t new)
 {
-    QTestState *qts = disk->vm->qts;
+    DpVm *vm = disk->vm;
 
     if (disk->vq->event) {
-        return vring_need_event(qtest_readw(qts, avail_event(disk)), new, old);
+        return vring_need_event(dp_ram_readw(vm, avail_event(disk)), new, old);
     }
-    return !(qtest_readw(qts, disk->vq->used) & VRING_USED_F_NO_NOTIFY);
+    return !(dp_ram_readw(vm, disk->vq->used) & VRING_USED_F_NO_NOTIFY);
 }
 
 static unsigned count_used_split(DpDisk *disk)
 {
-    uint16_t idx = qtest_readw(disk->vm->qts, disk->vq->used + 2);
+    uint16_t idx = dp_ram_readw(disk->vm, disk->vq->used + 2);
 
     return (uint16_t)(idx - disk->used_idx);
 }
@@ -148,7 +149,7 @@ static bool read_used_split(DpDisk *disk, uint16_t *head, uint32_t *len)
     if (!count_used_split(disk)) {
         return false;
     }
-    qtest_memread(disk->vm->qts, used_entry(disk, disk->used_idx), &elem,
+    dp_ram_read(disk->vm, used_entry(disk, disk->used_idx), &elem,
                   sizeof(elem));
     id = le32_to_cpu(elem.id);
     g_assert_cmpuint(id, <, disk->num);
@@ -165,13 +166,13 @@ static void finish_split(DpDisk *disk, uint16_t head)
 
 static void set_irqs_split(DpDisk *disk, bool on)
 {
-    qtest_writew(disk->vm->qts, disk->vq->avail,
+    dp_ram_writew(disk->vm, disk->vq->avail,
                  on ? 0 : VRING_AVAIL_F_NO_INTERRUPT);
 }
 
 static void set_event_split(DpDisk *disk, int n)
 {
-    qtest_writew(disk->vm->qts, used_event(disk), disk->used_idx + n);
+    dp_ram_writew(disk->vm, used_event(disk), disk->used_idx + n);
 }
 
 /* --- packed ---------------------------------------------------------- */
@@ -207,7 +208,7 @@ static uint16_t avail_flags(DpDisk *disk, uint16_t pos)
 
 static bool is_used(DpDisk *disk, uint16_t pos)
 {
-    uint16_t flags = qtest_readw(disk->vm->qts,
+    uint16_t flags = dp_ram_readw(disk->vm,
                                  desc_at(disk, pos) + DESC_FLAGS);
     uint16_t used = wrap_at(disk, pos) ? F_AVAIL | F_USED : 0;
 
@@ -239,7 +240,7 @@ static uint16_t chain_packed(DpDisk *disk, const DpSeg *seg, unsigned n)
 
             g_array_append_val(disk->hidden, hidden);
         }
-        qtest_memwrite(disk->vm->qts, desc_at(disk, pos), &desc,
+        dp_ram_write(disk->vm, desc_at(disk, pos), &desc,
                        i ? DESC_BYTES : DESC_FLAGS);
     }
     return id;
@@ -255,7 +256,7 @@ static void expose_packed(DpDisk *disk)
     for (unsigned i = 0; i < disk->hidden->len; i++) {
         Hidden *hidden = &g_array_index(disk->hidden, Hidden, i);
 
-        qtest_writew(disk->vm->qts, disk->vq->desc + DESC_FLAGS +
+        dp_ram_writew(disk->vm, disk->vq->desc + DESC_FLAGS +
                      DESC_BYTES * hidden->entry, hidden->flags);
     }
     g_array_set_size(disk->hidden, 0);
@@ -264,7 +265,7 @@ static void expose_packed(DpDisk *disk)
 /* covers: PACK-46, PACK-47: what the device may publish */
 static bool wants_kick_packed(DpDisk *disk, uint16_t old, uint16_t new)
 {
-    uint32_t area = qtest_readl(disk->vm->qts, disk->vq->used);
+    uint32_t area = dp_ram_readl(disk->vm, disk->vq->used);
     uint16_t off = area & 0x7fff;
     bool wrap = area & 0x8000;
     uint16_t event = wrap ? off : off + disk->num;
@@ -290,7 +291,7 @@ static bool read_used_packed(DpDisk *disk, uint16_t *id, uint32_t *len)
     if (!is_used(disk, disk->used_idx)) {
         return false;
     }
-    qtest_memread(disk->vm->qts, desc_at(disk, disk->used_idx), &desc,
+    dp_ram_read(disk->vm, desc_at(disk, disk->used_idx), &desc,
                   sizeof(desc));
     *id = le16_to_cpu(desc.id);
     *len = le32_to_cpu(desc.len);
@@ -317,7 +318,7 @@ static unsigned count_used_packed(DpDisk *disk)
     unsigned n = 0;
 
     while (n < disk->pending && is_used(disk, pos)) {
-        uint16_t id = qtest_readw(disk->vm->qts, desc_at(disk, pos) + 12);
+        uint16_t id = dp_ram_readw(disk->vm, desc_at(disk, pos) + 12);
 
         if (disk->in_order) {
             uint16_t head;
@@ -337,8 +338,8 @@ static unsigned count_used_packed(DpDisk *disk)
 
 static void set_driver_area(DpDisk *disk, uint16_t off_wrap, uint16_t flags)
 {
-    qtest_writew(disk->vm->qts, disk->vq->avail, off_wrap);
-    qtest_writew(disk->vm->qts, disk->vq->avail + 2, flags);
+    dp_ram_writew(disk->vm, disk->vq->avail, off_wrap);
+    dp_ram_writew(disk->vm, disk->vq->avail + 2, flags);
 }
 
 static void set_irqs_packed(DpDisk *disk, bool on)
@@ -420,7 +421,7 @@ void dp_desc_write(DpDisk *disk, uint64_t table, unsigned i, uint64_t addr,
     struct vring_desc desc;
 
     dp_desc_fill(disk, &desc, addr, len, flags, next);
-    qtest_memwrite(disk->vm->qts, table + DESC_BYTES * i, &desc, sizeof(desc));
+    dp_ram_write(disk->vm, table + DESC_BYTES * i, &desc, sizeof(desc));
 }
 
 uint16_t dp_chain(DpDisk *disk, const DpSeg *seg, unsigned n)
