@@ -588,10 +588,11 @@ static void test_polling_drains(DpDisk *disk)
 static DpVm *vm_slow_driver(const DpMode *mode)
 {
     g_autofree char *path = dp_image("disk.img", DP_IMAGE_SIZE);
-    DpVm *vm = dp_vm_start("-blockdev file,node-name=f0,filename=%s "
+    const char *aio = dp_can_io_uring() ? "io_uring" : "threads";
+    DpVm *vm = dp_vm_start("-blockdev file,node-name=f0,filename=%s,aio=%s "
                            "-blockdev raw,node-name=n0,file=f0 "
                            "-device virtio-blk-pci,id=d0,drive=n0,addr=%d%s",
-                           path, DP_SLOT, mode->props);
+                           path, aio, DP_SLOT, mode->props);
 
     vm->mode = mode;
     return vm;
