@@ -234,6 +234,17 @@ lane_open(BlkDirect *lane, unsigned n, bool is_write)
     return refusal;
 }
 
+/* The device is called as in query-block; nobody asks unless it is traced. */
+static void lane_trace_refusal(BlkDirect *lane, unsigned n, bool is_write,
+                               const char *refusal)
+{
+    if (trace_event_get_state_backends(TRACE_BLK_DIRECT_REFUSED)) {
+        g_autofree char *qdev = blk_get_attached_dev_id(lane->blk);
+
+        trace_blk_direct_refused(qdev, n, is_write, refusal);
+    }
+}
+
 bool blk_direct_begin(BlkDirect *lane, unsigned n, bool is_write)
 {
     const char *refusal;
@@ -250,7 +261,7 @@ bool blk_direct_begin(BlkDirect *lane, unsigned n, bool is_write)
     blk_direct_inc_in_flight(lane->blk, n);
     refusal = lane_open(lane, n, is_write);
     if (unlikely(refusal)) {
-        trace_blk_direct_refused(lane->blk, n, is_write, refusal);
+        lane_trace_refusal(lane, n, is_write, refusal);
         qatomic_set(&lane->refusal, refusal);
         lane_release(lane, n);
         return false;

@@ -406,7 +406,7 @@ DpVm *dp_vm_parking(const DpMode *mode, const char *props)
         " \"inject-error\": [{\"event\": \"none\", \"iotype\": \"write\","
         " \"errno\": 28, \"once\": true}]}}' "
         "-device virtio-blk-pci,id=d0,drive=n0,addr=%d,werror=stop%s%s", path,
-        DP_SLOT, props, mode->props);
+        DP_SLOT, mode->props, props);
 }
 
 void dp_plug_disk(DpVm *vm, const char *node, const DpMode *mode,

@@ -67,6 +67,11 @@ struct DataPlaneAccess {
     bool stopped;               /* this access has stopped the queue */
 };
 
+static VirtIODevice *bounce_vdev(const DataPlaneBounce *b)
+{
+    return &b->s->parent_obj;
+}
+
 /* Vectors */
 
 static void access_init(DataPlaneAccess *access, const VirtQueueElement *elem)
@@ -218,7 +223,7 @@ static void bounce_map_stalled(DataPlaneBounce *b, DataPlaneAccess *access)
     int ret;
 
     if (data_plane_bounce_stall(b) != DATA_PLANE_STALL_WAITING ||
-        virtio_device_disabled(b->vdev)) {
+        virtio_device_disabled(bounce_vdev(b))) {
         return;
     }
     access_init(access, &b->stalled->elem);
@@ -229,8 +234,8 @@ static void bounce_map_stalled(DataPlaneBounce *b, DataPlaneAccess *access)
         timer_mod(b->retry_timer, qemu_clock_get_ms(QEMU_CLOCK_REALTIME) +
                                   RETRY_MS);
     } else {
-        trace_virtio_blk_data_plane_bounce_map(b->vdev, b->index, access->num,
-                                               ret);
+        trace_virtio_blk_data_plane_bounce_map(b->s->dataplane_id, b->index,
+                                               access->num, ret);
         if (ret == 0) {
             vring_set_bounced(&b->stalled->elem, b->stalled_vecs, access->iov);
             qatomic_store_release(&b->stall, DATA_PLANE_STALL_MAPPED);
@@ -271,9 +276,10 @@ static void bounce_unmap_completed(DataPlaneBounce *b, DataPlaneAccess *access)
         return;
     }
     access_init(access, &access->bounced->req->elem);
-    trace_virtio_blk_data_plane_bounce_unmap(b->vdev, b->index, access->num);
+    trace_virtio_blk_data_plane_bounce_unmap(b->s->dataplane_id, b->index,
+                                             access->num);
     /* A broken device, or one without bus mastering, does not write. */
-    access_unmap(access, access->num, !virtio_device_disabled(b->vdev));
+    access_unmap(access, access->num, !virtio_device_disabled(bounce_vdev(b)));
     if (!access->stopped) {
         bounce_hand_over(b, access->bounced);
         access->bounced = NULL;
@@ -294,8 +300,8 @@ static void unref_owner(void *opaque)
 static void bounce_bh(void *opaque)
 {
     DataPlaneBounce *b = opaque;
-    DeviceState *owner = qdev_get_parent_bus(DEVICE(b->vdev))->parent;
-    DataPlaneAccess access = { .as = b->vdev->dma_as };
+    DeviceState *owner = qdev_get_parent_bus(DEVICE(b->s))->parent;
+    DataPlaneAccess access = { .as = bounce_vdev(b)->dma_as };
 
     if (b->access) {
         return;
@@ -385,11 +391,11 @@ void data_plane_bounce_unmap(DataPlaneBounce *b, VirtIOBlockReq *req,
 /* Life */
 
 void data_plane_bounce_init(DataPlaneBounce *b, const DataPlaneBounceOps *ops,
-                            VirtIODevice *vdev, unsigned index)
+                            VirtIOBlock *s, unsigned index)
 {
     GLOBAL_STATE_CODE();
     b->ops = ops;
-    b->vdev = vdev;
+    b->s = s;
     b->index = index;
     qemu_mutex_init(&b->lock);
     QSIMPLEQ_INIT(&b->completed);
@@ -406,7 +412,7 @@ void data_plane_bounce_cleanup(DataPlaneBounce *b)
 
 void data_plane_bounce_start(DataPlaneBounce *b, AioContext *ctx)
 {
-    DeviceState *owner = qdev_get_parent_bus(DEVICE(b->vdev))->parent;
+    DeviceState *owner = qdev_get_parent_bus(DEVICE(b->s))->parent;
 
     GLOBAL_STATE_CODE();
     /* A nested event loop of the main loop does not run this context. */

@@ -45,7 +45,7 @@ typedef enum DataPlaneStall {
 /* Part of a queue */
 struct DataPlaneBounce {
     const DataPlaneBounceOps *ops;
-    VirtIODevice *vdev;
+    VirtIOBlock *s;
     unsigned index;             /* of the queue */
 
     /*
@@ -75,7 +75,7 @@ struct DataPlaneBounce {
  * Context: BQL held
  */
 void data_plane_bounce_init(DataPlaneBounce *b, const DataPlaneBounceOps *ops,
-                            VirtIODevice *vdev, unsigned index);
+                            VirtIOBlock *s, unsigned index);
 
 /**
  * data_plane_bounce_cleanup: the pair of data_plane_bounce_init()

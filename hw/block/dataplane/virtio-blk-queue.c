@@ -38,6 +38,7 @@
 #include "block/aio-wait.h"
 #include "hw/virtio/virtio-access.h"
 #include "virtio-blk-queue.h"
+#include "virtio-blk-trace.h"
 #include "trace.h"
 
 /* Counters */
@@ -347,7 +348,8 @@ static void notify_guest(DataPlaneQueue *q)
     }
     q->unnotified = 0;
     if (vring_should_notify(&q->vring)) {
-        trace_virtio_blk_data_plane_notify_guest(q->s, q->index, count);
+        trace_virtio_blk_data_plane_notify_guest(q->s->dataplane_id, q->index,
+                                                 count);
         stat_add(&q->stats.notified, 1);
         /* Some drivers look at ISR with MSI-X, too: see virtio_set_isr() */
         virtio_set_isr(queue_vdev(q), 1);
@@ -469,9 +471,11 @@ void queue_use_request(DataPlaneQueue *q, VirtIOBlockReq *req,
     QEMU_BUILD_BUG_ON(BDRV_REQUEST_MAX_BYTES > UINT32_MAX);
     if (likely(status == VIRTIO_BLK_S_OK &&
                req->acct.type != BLOCK_ACCT_NONE)) {
-        q->acct[q->acct_num] = block_acct_take(&req->acct);
-        qatomic_set(&q->acct_req[q->acct_num], req);
-        qatomic_set(&q->acct_num, q->acct_num + 1);
+        unsigned num = q->acct_num;
+
+        q->acct[num] = block_acct_take(&req->acct);
+        qatomic_set(&q->acct_req[num], req);
+        qatomic_set(&q->acct_num, num + 1);
     } else {
         queue_account_other(q, req);
     }
@@ -507,6 +511,8 @@ void data_plane_queue_complete(DataPlaneQueue *q, VirtIOBlockReq *req,
         virtio_blk_progress_set(&req->progress, VIRTIO_BLK_STAGE_COMPLETED);
         data_plane_bounce_unmap(&q->bounce, req, vecs, status);
     } else {
+        /* First, while no register has to be kept for it */
+        data_plane_trace_end(req, status);
         queue_use_request(q, req, vecs, status);
     }
 }
@@ -521,6 +527,7 @@ static void request_unmapped(DataPlaneBounce *b, VirtIOBlockReq *req,
 {
     VringVectors unmapped = { .mapping = VRING_UNMAPPED };
 
+    data_plane_trace_end(req, status);
     queue_use_request(queue_of_bounce(b), req,
                       request_vectors(req) ?: &unmapped, status);
     virtio_blk_free_request(req);
@@ -545,6 +552,7 @@ static const DataPlaneBounceOps bounce_ops = {
 void data_plane_queue_give_up(DataPlaneQueue *q, VirtIOBlockReq *req)
 {
     IO_CODE();
+    data_plane_trace_end(req, DATA_PLANE_NO_STATUS);
     vring_detach(&q->vring, &req->elem, request_vectors(req));
 }
 
@@ -607,23 +615,28 @@ static unsigned queue_pop_batch(DataPlaneQueue *q, VirtIOBlockReq **reqs,
     return n;
 }
 
+/* Apart from queue_handle_batch(), so that this is inlined */
+static __attribute__((noinline)) void
+queue_give_up_batch(DataPlaneQueue *q, VirtIOBlockReq **reqs, unsigned n)
+{
+    for (unsigned i = 0; i < n; i++) {
+        data_plane_queue_give_up(q, reqs[i]);
+        virtio_blk_free_request(reqs[i]);
+    }
+}
+
 /* Returns false, having given up what was left, if the device is broken */
 static bool queue_handle_batch(DataPlaneQueue *q, VirtIOBlockReq **reqs,
                                unsigned n, MultiReqBuffer *mrb)
 {
-    unsigned i = 0;
-
-    while (i < n && !virtio_blk_handle_request(reqs[i], mrb)) {
-        i++;
+    data_plane_trace_begins(reqs, n);
+    for (unsigned i = 0; i < n; i++) {
+        if (unlikely(virtio_blk_handle_request(reqs[i], mrb))) {
+            queue_give_up_batch(q, reqs + i, n - i);
+            return false;
+        }
     }
-    if (likely(i == n)) {
-        return true;
-    }
-    for (; i < n; i++) {
-        data_plane_queue_give_up(q, reqs[i]);
-        virtio_blk_free_request(reqs[i]);
-    }
-    return false;
+    return true;
 }
 
 /* Handles the request that the main loop has mapped, if any; returns 1 or 0 */
@@ -728,7 +741,7 @@ static void handle_notify(DataPlaneQueue *q)
     blk_submit_end(q->s->blk);
 
     if (total) {
-        trace_virtio_blk_data_plane_batch(q->s, q->index, total,
+        trace_virtio_blk_data_plane_batch(q->s->dataplane_id, q->index, total,
                                           mrb.num_merged);
         stat_add(&q->stats.batches, 1);
         stat_add(&q->stats.merged, mrb.num_merged);
@@ -842,7 +855,7 @@ void data_plane_queue_init(DataPlaneQueue *q, VirtIOBlock *s, unsigned index,
     q->quiesced = true;
     blk_direct_init(&q->direct, s->blk, virtio_blk_direct_complete);
     q->direct.registered_buf = s->conf.x_fixed_buffers;
-    data_plane_bounce_init(&q->bounce, &bounce_ops, VIRTIO_DEVICE(s), index);
+    data_plane_bounce_init(&q->bounce, &bounce_ops, s, index);
 }
 
 void data_plane_queue_cleanup(DataPlaneQueue *q)
@@ -1058,6 +1071,7 @@ static void queue_park_request(DataPlaneQueue *q, VirtIOBlockReq *req)
 
     req->mr_next = NULL;
     virtio_blk_progress_set(&req->progress, VIRTIO_BLK_STAGE_PARKED);
+    data_plane_trace_end(req, DATA_PLANE_NO_STATUS);
     req->next = q->s->rq;
     q->s->rq = req;
 }

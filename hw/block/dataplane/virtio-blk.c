@@ -41,6 +41,7 @@
 #include "virtio-blk.h"
 #include "virtio-blk-iothreads.h"
 #include "virtio-blk-queue.h"
+#include "virtio-blk-trace.h"
 #include "trace.h"
 
 /* Protected by the BQL, unless stated otherwise */
@@ -103,6 +104,31 @@ static void plane_detach_request(VirtIOBlockReq *req)
     data_plane_queue_give_up(plane_queue_of(req), req);
 }
 
+/* Are the requests of the device the plane's, or of QEMU's own path? */
+static bool plane_has_requests(VirtIOBlock *s)
+{
+    return s->complete_request == plane_complete_request;
+}
+
+void virtio_blk_data_plane_trace_restart(VirtIOBlockReq *req)
+{
+    IO_OR_GS_CODE();
+    if (!plane_has_requests(req->dev)) {
+        return;
+    }
+    for (; req; req = req->next) {
+        data_plane_trace_begins(&req, 1);
+    }
+}
+
+void virtio_blk_data_plane_trace_park(VirtIOBlockReq *req)
+{
+    IO_OR_GS_CODE();
+    if (plane_has_requests(req->dev)) {
+        data_plane_trace_end(req, DATA_PLANE_NO_STATUS);
+    }
+}
+
 /* State */
 
 static void plane_set_state(VirtIOBlockDataPlane *dp,
@@ -121,7 +147,7 @@ static void plane_set_state(VirtIOBlockDataPlane *dp,
     };
 #undef STATE
 
-    trace_virtio_blk_data_plane_state(dp->s,
+    trace_virtio_blk_data_plane_state(dp->s->dataplane_id,
                                       VirtioBlkDataPlaneState_str(dp->state),
                                       VirtioBlkDataPlaneState_str(next));
     assert(legal[dp->state] & BIT(next));
@@ -156,14 +182,6 @@ bool virtio_blk_data_plane_is_stopped(VirtIOBlockDataPlane *dp)
     GLOBAL_STATE_CODE();
 
     return dp->state == VIRTIO_BLK_DATA_PLANE_STATE_STOPPED;
-}
-
-static const char *plane_device_name(VirtIOBlockDataPlane *dp)
-{
-    DeviceState *dev = DEVICE(dp->s);
-    DeviceState *proxy = qdev_get_parent_bus(dev)->parent;
-
-    return proxy->id ? proxy->id : object_get_typename(OBJECT(dev));
 }
 
 /* The operation blocker */
@@ -238,6 +256,20 @@ static void plane_destroy_blocker(VirtIOBlockDataPlane *dp)
 
 /* Creation */
 
+/*
+ * What messages and trace events call the device: the user's id, or the QOM
+ * path.  The user makes the device on the bus, or with virtio-mmio the virtio
+ * device itself.
+ */
+static char *plane_name_device(VirtIOBlock *s)
+{
+    DeviceState *dev = DEVICE(s);
+    DeviceState *proxy = qdev_get_parent_bus(dev)->parent;
+
+    return qdev_get_human_name(OBJECT(dev)->parent == OBJECT(proxy) ? proxy
+                                                                    : dev);
+}
+
 static bool plane_is_wanted(const VirtIOBlkConf *conf)
 {
     switch (conf->x_data_plane) {
@@ -309,7 +341,8 @@ bool virtio_blk_data_plane_create(VirtIOBlock *s, Error **errp)
         data_plane_queue_init(&dp->queues[i], s, i, dp->attention_bh);
     }
     s->dataplane = dp;
-    trace_virtio_blk_data_plane_create(s, dp->num_queues);
+    s->dataplane_id = plane_name_device(s);
+    trace_virtio_blk_data_plane_create(s->dataplane_id, dp->num_queues);
     return true;
 }
 
@@ -322,7 +355,7 @@ void virtio_blk_data_plane_destroy(VirtIOBlock *s)
         return;
     }
     assert(dp->state == VIRTIO_BLK_DATA_PLANE_STATE_STOPPED);
-    trace_virtio_blk_data_plane_destroy(s);
+    trace_virtio_blk_data_plane_destroy(s->dataplane_id);
     s->dataplane = NULL;
 
     plane_destroy_blocker(dp);
@@ -335,6 +368,7 @@ void virtio_blk_data_plane_destroy(VirtIOBlock *s)
     g_free(dp->queues);
     data_plane_iothreads_free(dp->iothreads);
     plane_destroy_iothread(dp);
+    g_clear_pointer(&s->dataplane_id, g_free);
     g_free(dp->reason);
     g_free(dp);
 }
@@ -347,7 +381,7 @@ static void plane_report_broken(VirtIOBlockDataPlane *dp, unsigned queue,
 {
     virtio_error(VIRTIO_DEVICE(dp->s), "virtio-blk %s: queue %u: %s; the "
                  "device stops until the guest resets it",
-                 plane_device_name(dp), queue, what);
+                 dp->s->dataplane_id, queue, what);
 }
 
 /*
@@ -412,7 +446,7 @@ static void plane_setup_late_queues(VirtIOBlockDataPlane *dp)
             /* The main loop has run. */
             return;
         } else if (q->active) {
-            trace_virtio_blk_data_plane_queue_late(dp->s, i);
+            trace_virtio_blk_data_plane_queue_late(dp->s->dataplane_id, i);
             event_notifier_set(&q->host_notifier);
         }
     }
@@ -531,7 +565,7 @@ static void plane_disable(VirtIOBlockDataPlane *dp, int err)
     plane_set_reason(dp, "notifiers could not be set up");
     warn_report("virtio-blk %s: data plane disabled, notifiers could not be "
                 "set up: %s; requests run in the main loop until the device "
-                "is started again", plane_device_name(dp), strerror(-err));
+                "is started again", dp->s->dataplane_id, strerror(-err));
 
     /* As at each start: buffers already in the ring get no other kick. */
     for (unsigned i = 0; i < dp->num_queues; i++) {
@@ -584,7 +618,8 @@ int virtio_blk_data_plane_start(VirtIOBlockDataPlane *dp)
                                dp);
 
     if (!plane_setup_queues(dp, &err)) {
-        trace_virtio_blk_data_plane_decline(s, error_get_pretty(err));
+        trace_virtio_blk_data_plane_decline(s->dataplane_id,
+                                            error_get_pretty(err));
         plane_teardown_queues(dp);
         plane_set_state(dp, VIRTIO_BLK_DATA_PLANE_STATE_STOPPED);
         plane_set_reason(dp, error_get_pretty(err));
@@ -617,7 +652,7 @@ int virtio_blk_data_plane_start(VirtIOBlockDataPlane *dp)
 
     dp->starts++;
     plane_set_state(dp, VIRTIO_BLK_DATA_PLANE_STATE_STARTED);
-    trace_virtio_blk_data_plane_start(s, dp->num_queues);
+    trace_virtio_blk_data_plane_start(s->dataplane_id, dp->num_queues);
     if (!blk_in_drain(s->blk)) {
         plane_attach_queues(dp);
     }
@@ -664,7 +699,7 @@ void virtio_blk_data_plane_stop(VirtIOBlockDataPlane *dp)
 
     plane_set_state(dp, VIRTIO_BLK_DATA_PLANE_STATE_STOPPED);
     plane_catch_up(dp);
-    trace_virtio_blk_data_plane_stop(s);
+    trace_virtio_blk_data_plane_stop(s->dataplane_id);
 }
 
 bool virtio_blk_data_plane_handle_output(VirtIOBlockDataPlane *dp,
@@ -715,7 +750,7 @@ void virtio_blk_data_plane_drained_begin(VirtIOBlockDataPlane *dp)
     if (dp->state != VIRTIO_BLK_DATA_PLANE_STATE_STARTED) {
         return;
     }
-    trace_virtio_blk_data_plane_drained_begin(dp->s);
+    trace_virtio_blk_data_plane_drained_begin(dp->s->dataplane_id);
     plane_unblock_jobs(dp);
     for (unsigned i = 0; i < dp->num_queues; i++) {
         data_plane_queue_detach(&dp->queues[i]);
@@ -729,7 +764,7 @@ void virtio_blk_data_plane_drained_end(VirtIOBlockDataPlane *dp)
     if (dp->state != VIRTIO_BLK_DATA_PLANE_STATE_STARTED) {
         return;
     }
-    trace_virtio_blk_data_plane_drained_end(dp->s);
+    trace_virtio_blk_data_plane_drained_end(dp->s->dataplane_id);
     plane_attach_queues(dp);
     qemu_bh_schedule(dp->move_bh);
 }
@@ -750,7 +785,7 @@ static void plane_rebind_queue(VirtIOBlockDataPlane *dp, DataPlaneQueue *q)
     }
     if (q->ctx != old) {
         dp->follow = true;
-        trace_virtio_blk_data_plane_moved(s, q->index,
+        trace_virtio_blk_data_plane_moved(s->dataplane_id, q->index,
             data_plane_iothreads_id(dp->iothreads, q->index));
     }
 }
@@ -783,7 +818,7 @@ void virtio_blk_data_plane_queue_reset(VirtIOBlockDataPlane *dp, unsigned n)
     DataPlaneQueue *q = &dp->queues[n];
 
     GLOBAL_STATE_CODE();
-    trace_virtio_blk_data_plane_queue_reset(dp->s, n);
+    trace_virtio_blk_data_plane_queue_reset(dp->s->dataplane_id, n);
     if (dp->state == VIRTIO_BLK_DATA_PLANE_STATE_STARTED) {
         dp->rebinding = true;
         data_plane_queue_quiesce(q);
@@ -863,7 +898,7 @@ bool virtio_blk_data_plane_move_queue(VirtIOBlockDataPlane *dp, unsigned n,
     GLOBAL_STATE_CODE();
     if (virtio_blk_data_plane_is_busy(dp)) {
         error_setg(errp, "The data plane of virtio-blk device '%s' is being "
-                   "started or stopped; try again", plane_device_name(dp));
+                   "started or stopped; try again", dp->s->dataplane_id);
         return false;
     }
     dp->rebinding = true;
@@ -873,7 +908,7 @@ bool virtio_blk_data_plane_move_queue(VirtIOBlockDataPlane *dp, unsigned n,
     if (!planned) {
         return false;
     }
-    trace_virtio_blk_data_plane_move(dp->s, n,
+    trace_virtio_blk_data_plane_move(dp->s->dataplane_id, n,
         data_plane_iothreads_next_id(dp->iothreads, n) ?:
         data_plane_iothreads_id(dp->iothreads, n));
     if (dp->state == VIRTIO_BLK_DATA_PLANE_STATE_STARTED) {
@@ -986,7 +1021,7 @@ bool virtio_blk_data_plane_has_queue(VirtIOBlockDataPlane *dp, unsigned n,
 
     if (n >= dp->num_queues) {
         error_setg(errp, "virtio-blk device '%s' has no queue %u: its queues "
-                   "are 0 to %u", plane_device_name(dp), n, dp->num_queues - 1);
+                   "are 0 to %u", dp->s->dataplane_id, n, dp->num_queues - 1);
         return false;
     }
     return true;

@@ -103,6 +103,27 @@ AioContext *virtio_blk_data_plane_context(VirtIOBlockDataPlane *dp,
                                           unsigned n);
 
 /**
+ * virtio_blk_data_plane_trace_restart: parked requests are about to be parsed
+ * @req: the first of a list, by VirtIOBlockReq.next, all of the same queue
+ *
+ * For trace events alone; says nothing of requests of QEMU's own path.
+ *
+ * Context: where they are handled
+ */
+void virtio_blk_data_plane_trace_restart(VirtIOBlockReq *req);
+
+/**
+ * virtio_blk_data_plane_trace_park: the error policy has stopped a request
+ *
+ * For trace events alone; says nothing of requests of QEMU's own path.
+ *
+ * Pair: virtio_blk_data_plane_trace_restart(), or the request is dropped
+ *
+ * Context: where it has failed
+ */
+void virtio_blk_data_plane_trace_park(VirtIOBlockReq *req);
+
+/**
  * virtio_blk_data_plane_queue_reset: the driver resets one queue (2.6.1)
  * @n: index of the queue, which exists
  *
