@@ -10,8 +10,8 @@
  *   ---------------------------------  ---------------------------------------
  *   it is about to be parsed           it completes, with its status
  *                                      it is parked, by the error policy or by
- *                                      a stop: without a status; it begins again
- *                                      when it is parsed again
+ *                                      a stop: without a status; it begins
+ *                                      again when it is parsed again
  *                                      it is dropped, as the device is broken:
  *                                      without a status
  *
