@@ -80,7 +80,8 @@ static void device_add(DpVm *vm, const Layout *layout)
 static DpVm *vm_new(const Layout *layout)
 {
     g_autofree char *path = dp_image("disk.img", IMAGE_SIZE);
-    DpVm *vm = dp_vm_start("-blockdev file,node-name=f0,filename=%s "
+    DpVm *vm = dp_vm_start(DP_SHARED_RAM
+                           "-blockdev file,node-name=f0,filename=%s "
                            "-blockdev raw,node-name=n0,file=f0", path);
 
     device_add(vm, layout);
