@@ -14,5 +14,8 @@ Each module uses only those before it:
 - text: numbers for people
 - screen: the live view, as a drawing and in a terminal
 - metrics: the counters for Prometheus
+- program: how a program begins, ends, and tells of trouble
 - cli: the command line
+
+virtio-blk-balance uses errors, monitor, reader, vm, text and program, too.
 """

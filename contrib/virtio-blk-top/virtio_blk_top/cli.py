@@ -6,19 +6,15 @@ import argparse
 import asyncio
 import importlib
 import json
-import os
-import signal
-import sys
 from dataclasses import asdict
-from typing import Any, List, Optional, Sequence
+from typing import Any, Optional, Sequence
 
 from .errors import Trouble
+from .program import add_options, checked, run
 from .rates import rows, thread_rows
-from .text import seconds
 from .vm import Vm, close_all, open_all, read_all
 
 PROGRAM = 'virtio-blk-top'
-URI = 'qemu:///system'
 
 EPILOG = '''\
 A VM is the path of a QMP socket that no other program uses (-qmp
@@ -36,12 +32,7 @@ def parse_args(words: Optional[Sequence[str]]) -> argparse.Namespace:
         'IOThreads do.')
     parser.add_argument('vm', nargs='+', metavar='VM',
                         help='a QMP socket or a domain')
-    parser.add_argument('--connect', metavar='URI', default=URI,
-                        help=f'of libvirt (default: {URI})')
-    parser.add_argument('--interval', metavar='SECONDS', default='1',
-                        help='between readings (default: 1)')
-    parser.add_argument('--timeout', metavar='SECONDS', default='5',
-                        help='in which a VM has to answer (default: 5)')
+    add_options(parser, interval=1)
     form = parser.add_mutually_exclusive_group()
     form.add_argument('--once', action='store_true',
                       help='print one interval, and end')
@@ -50,13 +41,7 @@ def parse_args(words: Optional[Sequence[str]]) -> argparse.Namespace:
     form.add_argument('--openmetrics', nargs='?', const='', metavar='ADDR:PORT',
                       help='serve the counters to Prometheus (default: '
                       '127.0.0.1:9745)')
-    args = parser.parse_args(words)
-    for name in ('interval', 'timeout'):
-        try:
-            setattr(args, name, seconds(getattr(args, name)))
-        except ValueError as error:
-            parser.error(f'--{name}: {error}')
-    return args
+    return checked(parser, parser.parse_args(words))
 
 
 def as_json(vm: Vm) -> Any:
@@ -126,36 +111,6 @@ async def export(args: argparse.Namespace) -> None:
         await close_all(vms)
 
 
-async def until_signal(args: argparse.Namespace) -> int:
-    """Does the work; returns the exit status."""
-    task = asyncio.ensure_future(work(args))
-    loop = asyncio.get_running_loop()
-    signals: List[int] = []
-
-    def stop(number: int) -> None:
-        signals.append(number)
-        task.cancel()
-
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        loop.add_signal_handler(number, stop, number)
-    try:
-        await task
-    except asyncio.CancelledError:
-        return 128 + signals[0]
-    return 0
-
-
 def main(words: Optional[Sequence[str]] = None) -> int:
     """Returns the exit status."""
-    args = parse_args(words)
-    try:
-        status = asyncio.run(until_signal(args))
-        sys.stdout.flush()
-        return status
-    except Trouble as error:
-        print(f'{PROGRAM}: {error}', file=sys.stderr)
-        return 1
-    except BrokenPipeError:
-        # Whoever reads has seen enough; nothing is to be written at the end.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
+    return run(PROGRAM, work(parse_args(words)))

@@ -58,6 +58,7 @@ class Queue:
     """
     counters: the members of QUEUE_COUNTERS that this QEMU has
     latency: by kind, from the queue to the driver; empty if not offered
+    bound: the IOThread to which it is on its way
     """
     index: int
     iothread: Optional[str]
@@ -66,6 +67,7 @@ class Queue:
     not_direct: Optional[str]
     latency: Dict[str, Histogram] = field(default_factory=dict)
     oldest: Optional[Oldest] = None
+    bound: Optional[str] = None
 
 
 @dataclass
@@ -277,7 +279,8 @@ def queue_of(entry: dict) -> Queue:
     """From the answer of x-data-plane-info."""
     counters = {name: entry[name] for name in QUEUE_COUNTERS if name in entry}
     return Queue(entry['queue'], entry.get('iothread'), counters,
-                 entry['in-flight'], entry.get('not-direct'))
+                 entry['in-flight'], entry.get('not-direct'),
+                 bound=entry.get('moving-to'))
 
 
 def log2_histograms(entry: dict) -> Dict[str, Histogram]:

@@ -8,7 +8,8 @@ Knows when to connect and what to say when that fails.
 
 import asyncio
 import os
-from typing import Callable, Dict, Iterable, List, Optional, Tuple, Union
+from typing import (Any, Callable, Dict, Iterable, List, Optional, Tuple,
+                    Union)
 
 from .errors import Ended, Refused, Trouble
 from .monitor import LibvirtMonitor, SocketMonitor, one_line
@@ -75,6 +76,17 @@ class Vm:
             self.ended = isinstance(error, Ended)
             await self.close()
         self.before, self.sample = self.sample, sample
+
+    async def execute(self, command: str,
+                      arguments: Optional[Dict[str, object]] = None) -> Any:
+        """
+        A command between two readings, see SocketMonitor.
+
+        :raise Trouble: also if there is no connection at the moment.
+        """
+        if not self._is_open:
+            raise Trouble(self.problem or 'there is no connection')
+        return await self._monitor.execute(command, arguments)
 
 
 def is_path(target: str) -> bool:
