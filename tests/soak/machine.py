@@ -269,9 +269,10 @@ class HumanMonitor:
         return self._until_prompt(line)
 
 
-def set_queue_iothread(monitor: Monitor, queue: int, iothread: str) -> None:
-    """Begins to move a queue of the disk."""
-    monitor.cmd('x-virtio-blk-set-queue-iothread', path=BACKEND, queue=queue,
+def set_queue_iothread(monitor: Monitor, queue: int, iothread: str,
+                       path: str = BACKEND) -> None:
+    """Begins to move a queue of a disk."""
+    monitor.cmd('x-virtio-blk-set-queue-iothread', path=path, queue=queue,
                 iothread=iothread)
 
 
