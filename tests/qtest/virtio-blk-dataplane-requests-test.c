@@ -938,12 +938,27 @@ static void test_intx(DpDisk *disk)
 /* --- many at once ---------------------------------------------------- */
 
 /*
+ * A batch is counted when no more requests are found in the ring, which may be
+ * after the driver has seen the last of them, and two may have become one.
+ */
+static void wait_batches(DpDisk *disk, int64_t merged, DpInfo *info)
+{
+    gint64 deadline = dp_deadline();
+
+    do {
+        dp_info(disk->vm, "d0", info);
+        dp_check_deadline(deadline, "the count of batches");
+    } while (!info->batches || info->merged < merged);
+}
+
+/*
  * covers: SPLIT-4, NOTIF-8, VQ-2, BLKR-20: as many as fit, with one kick;
  * neighbouring requests are merged, and not so if the user forbids it
  */
 static void run_batch(DpDisk *disk, bool merging)
 {
     DpReq *req[64];
+    int64_t merged = merging ? ARRAY_SIZE(req) : 0;
     DpInfo info;
 
     for (uint32_t type = VIRTIO_BLK_T_OUT;; type = VIRTIO_BLK_T_IN) {
@@ -970,13 +985,12 @@ static void run_batch(DpDisk *disk, bool merging)
         }
     }
     if (disk->vm->mode->plane) {
-        dp_info(disk->vm, "d0", &info);
+        wait_batches(disk, merged, &info);
         g_assert_cmpint(info.reads, ==, ARRAY_SIZE(req));
         g_assert_cmpint(info.writes, ==, ARRAY_SIZE(req));
         g_assert_cmpint(info.completed, ==, 2 * ARRAY_SIZE(req));
         g_assert_cmpint(info.in_flight, ==, 0);
-        g_assert_cmpint(info.batches, >=, 2);
-        g_assert_cmpint(info.merged, ==, merging ? ARRAY_SIZE(req) : 0);
+        g_assert_cmpint(info.merged, ==, merged);
     }
 }
 

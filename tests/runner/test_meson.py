@@ -115,12 +115,20 @@ class Verdicts(unittest.TestCase):
 
     maxDiff = None
 
+    def check_meson(self, names: Iterable[str]) -> subprocess.CompletedProcess:
+        """Runs it with these tests; status 124 or 137 if it hangs."""
+        return subprocess.run(
+            ['timeout', '--kill-after=5', '60', sys.executable, '-B',
+             str(ROOT / 'scripts' / 'check-meson'), str(self.build), *names],
+            capture_output=True, text=True, check=False)
+
     def run_tests(self, names: Iterable[str], status: int) -> List[str]:
         """The results of scripts/check-meson with these tests."""
-        run = subprocess.run(
-            [sys.executable, '-B', str(ROOT / 'scripts' / 'check-meson'),
-             str(self.build), *names],
-            capture_output=True, text=True, check=False)
+        run = self.check_meson(names)
+        # Seldom, and not understood: Meson itself hangs when a program is gone.
+        # A part of scripts/check that does has failed when its time is over.
+        if run.returncode in (124, 137):
+            run = self.check_meson(names)
         self.assertEqual(run.returncode, status, run.stdout + run.stderr)
         # How long a program hung is no constant.
         return [re.sub(r'after \d+ s', 'after N s', line)
